@@ -1,0 +1,55 @@
+#pragma once
+// The parameters of a model: named leaves in one flat buffer of values and one of gradients.
+
+#include <string>
+#include <vector>
+
+#include "autograd/variable.h"
+
+namespace lacuna {
+
+/// A parameter before it exists.
+struct ParameterSpec {
+  std::string name;          // documented name, as in a checkpoint: blocks.0.attention.q.weight
+  Shape shape;
+  double init_std = 0.0;     // standard deviation of its normal initialization; 0: filled with init_value
+  double init_value = 0.0;
+};
+
+/// Values and gradients of all parameters, each in one flat buffer, with a Variable on each piece. Pieces begin at
+/// multiples of 32 elements; the padding between them is zero and stays zero.
+class Parameters {
+ public:
+  struct Entry {
+    std::string name;
+    Shape shape;
+    int64_t offset = 0;  // first element in the flat buffers
+    Variable variable;
+  };
+
+  /// Allocates and initializes: normal numbers of purpose init at op = index of the spec, rounded to `dtype`.
+  Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
+
+  const std::vector<Entry>& entries() const { return entries_; }
+
+  /// Throws Error for a name that is none.
+  const Variable& operator[](const std::string& name) const;
+
+  const Tensor& values() const { return values_; }        // flat, padding included
+  const Tensor& gradients() const { return gradients_; }  // flat, as values
+
+  /// Number of parameters, padding excluded.
+  int64_t count() const { return count_; }
+
+  void clear_gradients() const;
+
+ private:
+  std::vector<Entry> entries_;
+  Tensor values_, gradients_;
+  int64_t count_ = 0;
+};
+
+/// Number of parameters that `specs` describe.
+int64_t count_parameters(const std::vector<ParameterSpec>& specs);
+
+}  // namespace lacuna

@@ -1,0 +1,142 @@
+#include "core/tensor.h"
+
+#include <cstring>
+
+#include "core/parallel.h"
+
+namespace lacuna {
+namespace {
+
+template <class Body>
+void dispatch_any(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f64: return body.template operator()<double>();
+    case DType::f32: return body.template operator()<float>();
+    case DType::bf16: return body.template operator()<bf16>();
+    case DType::f16: return body.template operator()<f16>();
+    case DType::i64: return body.template operator()<int64_t>();
+    case DType::i32: return body.template operator()<int32_t>();
+    case DType::u8: return body.template operator()<uint8_t>();
+  }
+  fail("Tensor: unknown dtype ", static_cast<int>(dtype));
+}
+
+/// `To(x)`, by way of f32 where a 16-bit type has no conversion of its own.
+template <class To, class From>
+To convert(From x) {
+  if constexpr (std::is_same_v<To, bf16> || std::is_same_v<To, f16>)
+    return To(static_cast<float>(x));
+  else
+    return static_cast<To>(x);
+}
+
+void check_on_cpu(const char* op, const Tensor& t) {
+  check(t.device() == kCpu, op, ": no backend in this build for ", t.device());
+}
+
+}  // namespace
+
+Tensor::Tensor(std::shared_ptr<Storage> storage, int64_t byte_offset, Shape shape, DType dtype)
+    : storage_(std::move(storage)), byte_offset_(byte_offset), shape_(shape), dtype_(dtype) {
+  check(byte_offset_ >= 0 && byte_offset_ + bytes() <= storage_->bytes(), "Tensor: ", shape, " of ", dtype,
+        " at byte ", byte_offset, " does not fit its storage of ", storage_->bytes(), " bytes");
+}
+
+Tensor Tensor::reshape(const Shape& shape) const {
+  check(shape.numel() == numel(), "reshape: ", shape_, " has ", numel(), " elements, ", shape, " needs ",
+        shape.numel());
+  return Tensor(storage_, byte_offset_, shape, dtype_);
+}
+
+Tensor Tensor::slice(int64_t begin, int64_t end) const {
+  check(rank() >= 1 && begin >= 0 && begin <= end && end <= dim(0), "slice: rows [", begin, ", ", end,
+        ") do not exist in ", shape_);
+  std::vector<int64_t> dims(shape_.dims().begin(), shape_.dims().end());
+  const int64_t row_bytes = dims[0] == 0 ? 0 : bytes() / dims[0];
+  dims[0] = end - begin;
+  return Tensor(storage_, byte_offset_ + begin * row_bytes, Shape(std::span<const int64_t>(dims)), dtype_);
+}
+
+Tensor Tensor::view(int64_t offset, const Shape& shape) const {
+  check(offset >= 0 && offset + shape.numel() <= numel(), "view: ", shape, " at element ", offset,
+        " does not fit in ", shape_);
+  return Tensor(storage_, byte_offset_ + offset * size_of(dtype_), shape, dtype_);
+}
+
+Tensor empty(const Shape& shape, DType dtype, Device device) {
+  int64_t bytes = 0;
+  check(!__builtin_mul_overflow(shape.numel(), size_of(dtype), &bytes), "empty: size of ", shape, " overflows");
+  return Tensor(std::make_shared<Storage>(bytes, device), 0, shape, dtype);
+}
+
+Tensor zeros(const Shape& shape, DType dtype, Device device) { return full(shape, dtype, 0.0, device); }
+
+Tensor full(const Shape& shape, DType dtype, double value, Device device) {
+  const Tensor t = empty(shape, dtype, device);
+  fill(t, value);
+  return t;
+}
+
+Tensor empty_like(const Tensor& t) { return empty(t.shape(), t.dtype(), t.device()); }
+Tensor zeros_like(const Tensor& t) { return zeros(t.shape(), t.dtype(), t.device()); }
+
+void fill(const Tensor& t, double value) {
+  check_on_cpu("fill", t);
+  dispatch_any(t.dtype(), [&]<class T>() {
+    T* const data = t.data<T>();
+    const T element = convert<T>(value);
+    parallel_for(t.numel(), [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, element); });
+  });
+}
+
+void copy(const Tensor& from, const Tensor& to) {
+  check(from.shape() == to.shape(), "copy: shapes must agree, got ", from.shape(), " and ", to.shape());
+  check_on_cpu("copy", from);
+  check_on_cpu("copy", to);
+  if (from.dtype() == to.dtype()) {
+    std::memmove(to.raw(), from.raw(), static_cast<size_t>(from.bytes()));
+    return;
+  }
+  check(is_floating(from.dtype()) && is_floating(to.dtype()), "copy: cannot convert ", from.dtype(), " to ",
+        to.dtype());
+  dispatch_any(from.dtype(), [&]<class From>() {
+    dispatch_any(to.dtype(), [&]<class To>() {
+      if constexpr (!std::is_integral_v<From> && !std::is_integral_v<To>) {
+        const From* const source = from.data<From>();
+        To* const target = to.data<To>();
+        parallel_for(from.numel(), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) target[i] = convert<To>(source[i]);
+        });
+      }
+    });
+  });
+}
+
+Tensor to_dtype(const Tensor& t, DType dtype) {
+  if (t.dtype() == dtype) return t;
+  const Tensor result = empty(t.shape(), dtype, t.device());
+  copy(t, result);
+  return result;
+}
+
+Tensor clone(const Tensor& t) {
+  const Tensor result = empty_like(t);
+  copy(t, result);
+  return result;
+}
+
+void add_in_place(const Tensor& y, const Tensor& x) {
+  check(y.shape() == x.shape() && y.dtype() == x.dtype(), "add_in_place: needs two tensors alike, got ", y.dtype(),
+        ' ', y.shape(), " and ", x.dtype(), ' ', x.shape());
+  check_on_cpu("add_in_place", y);
+  check_on_cpu("add_in_place", x);
+  dispatch_f32_f64(y.dtype(), "add_in_place", [&]<class T>() {
+    T* const target = y.data<T>();
+    const T* const source = x.data<T>();
+    parallel_for(y.numel(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) target[i] += source[i];
+    });
+  });
+}
+
+}  // namespace lacuna
