@@ -14,6 +14,7 @@ namespace lacuna {
 namespace {
 
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kLargest = int64_t{1} << 48;  // more than any machine has; sums of sizes below never overflow
 thread_local MemoryCategory t_category = MemoryCategory::activations;
 
 /// Rounds up to one of eight sizes per power of two, so that near sizes share blocks at 12.5 % waste or less.
@@ -33,6 +34,7 @@ class CpuAllocator final : public Allocator {
   void* allocate(int64_t bytes, MemoryCategory category) override {
     check(bytes >= 0, "allocator: cannot allocate ", bytes, " bytes");
     const std::lock_guard lock(mutex_);
+    if (bytes > kLargest) throw Error(out_of_memory(bytes, category));
     const int64_t size = rounded_size(bytes);
     void* block = take_cached(size);
     if (!block) block = from_system(size);
@@ -40,7 +42,7 @@ class CpuAllocator final : public Allocator {
       free_cached();
       block = from_system(size);
     }
-    check(block != nullptr, out_of_memory(bytes, category));
+    if (!block) throw Error(out_of_memory(bytes, category));
     add(category, size);
     return block;
   }
@@ -48,8 +50,12 @@ class CpuAllocator final : public Allocator {
   void deallocate(void* block, int64_t bytes, MemoryCategory category) noexcept override {
     const std::lock_guard lock(mutex_);
     const int64_t size = rounded_size(bytes);
-    cache_[size].push_back(block);
-    stats_.cached += size;
+    try {
+      cache_[size].push_back(block);
+      stats_.cached += size;
+    } catch (const std::bad_alloc&) {
+      std::free(block);
+    }
     stats_.current[static_cast<size_t>(category)] -= size;
     stats_.total_current -= size;
   }

@@ -3,12 +3,16 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
 
 namespace lacuna {
+
+class MappedFile;
 
 using Metadata = std::map<std::string, std::string>;
 
@@ -52,8 +56,11 @@ class Archive {
   void read_into(const std::string& name, const Tensor& target) const;
 
  private:
+  std::pair<const Entry*, DType> find(const std::string& name) const;
+  void copy_data(const Entry& entry, const Tensor& target) const;
+
   std::filesystem::path path_;
-  std::shared_ptr<const class MappedFile> file_;
+  std::shared_ptr<const MappedFile> file_;
   Metadata metadata_;
   std::map<std::string, Entry> entries_;
   int64_t data_begin_ = 0;

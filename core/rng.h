@@ -1,8 +1,9 @@
 #pragma once
 // Random numbers without state: Philox4x32-10 (Salmon et al. 2011), addressed by what a number is for.
 //
-// RNG scheme v1. The key is a hash of (seed, purpose). The 128-bit counter is
-//   step (32 bits) | sample in the step's global batch (40) | op (16) | group of four numbers (40).
+// RNG scheme v1. The key is a hash of (seed, purpose). The 128-bit counter holds step (32 bits), sample in the step's
+// global batch (40), op (16) and group of four numbers (40), as words from the least significant
+//   group low 32 | sample high 8, op 16, group high 8 | sample low 32 | step.
 // Nothing in it depends on threads, ranks, tiles or the order of calls, so a number can be drawn again at any time:
 // in recomputation, after a resume, on another device.
 

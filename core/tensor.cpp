@@ -1,6 +1,8 @@
 #include "core/tensor.h"
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/parallel.h"
 
@@ -28,6 +30,20 @@ To convert(From x) {
     return To(static_cast<float>(x));
   else
     return static_cast<To>(x);
+}
+
+/// The element nearest to `value`; throws Error when an integer type cannot hold it.
+template <class T>
+T rounded_to(double value) {
+  if constexpr (std::is_integral_v<T>) {
+    constexpr double kLowest = static_cast<double>(std::numeric_limits<T>::min());
+    constexpr double kBeyond = static_cast<double>(std::numeric_limits<T>::max()) + 1.0;  // exact, for i64 too
+    const double nearest = std::nearbyint(value);
+    check(nearest >= kLowest && nearest < kBeyond, "fill: value must fit ", dtype_of<T>, ", got ", value);
+    return static_cast<T>(nearest);
+  } else {
+    return convert<T>(value);
+  }
 }
 
 void check_on_cpu(const char* op, const Tensor& t) {
@@ -58,7 +74,7 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
 }
 
 Tensor Tensor::view(int64_t offset, const Shape& shape) const {
-  check(offset >= 0 && offset + shape.numel() <= numel(), "view: ", shape, " at element ", offset,
+  check(offset >= 0 && offset <= numel() - shape.numel(), "view: ", shape, " at element ", offset,
         " does not fit in ", shape_);
   return Tensor(storage_, byte_offset_ + offset * size_of(dtype_), shape, dtype_);
 }
@@ -84,7 +100,7 @@ void fill(const Tensor& t, double value) {
   check_on_cpu("fill", t);
   dispatch_any(t.dtype(), [&]<class T>() {
     T* const data = t.data<T>();
-    const T element = convert<T>(value);
+    const T element = rounded_to<T>(value);
     parallel_for(t.numel(), [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, element); });
   });
 }
