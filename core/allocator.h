@@ -15,7 +15,8 @@ enum class MemoryCategory : uint8_t { parameters, gradients, optimizer, activati
 inline constexpr int kMemoryCategories = 5;
 std::string_view name_of(MemoryCategory category);
 
-/// Bytes in use by live tensors (their blocks: up to 12.5 % more than their elements), now and at most since the last reset_peak().
+/// Bytes in use by live tensors, now and at most since the last reset_peak(). A tensor counts as its block, which is up
+/// to 12.5 % larger than its elements (and at least 64 bytes).
 struct MemoryStats {
   std::array<int64_t, kMemoryCategories> current{};  // by category
   std::array<int64_t, kMemoryCategories> peak{};     // by category, each at its own worst moment

@@ -39,13 +39,15 @@ Tensor Archive::read(const std::string& name) const {
 
 void Archive::read_into(const std::string& name, const Tensor& target) const {
   const auto [entry, dtype] = find(name);
-  check(entry->shape == target.shape(), AboutTensor{path_.string(), name}, "must have shape ", target.shape(), ", has ", entry->shape);
+  check(entry->shape == target.shape(), AboutTensor{path_.string(), name}, "must have shape ", target.shape(), ", has ",
+        entry->shape);
   if (dtype == target.dtype() && target.device() == kCpu) {
     copy_data(*entry, target);
     return;
   }
   check(dtype == target.dtype() || (is_floating(dtype) && is_floating(target.dtype())),
-        AboutTensor{path_.string(), name}, "must have a dtype that converts to ", target.dtype(), ", has ", entry->dtype);
+        AboutTensor{path_.string(), name}, "must have a dtype that converts to ", target.dtype(), ", has ",
+        entry->dtype);
   const MemoryScope scope(MemoryCategory::workspace);
   copy(read(name), target);
 }

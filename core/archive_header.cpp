@@ -14,8 +14,8 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors data are little-endian");
 
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;             // of the reference implementation
-constexpr uint64_t kMaxInteger = (uint64_t{1} << 48) - 1;     // of the format's JSON schema
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;                // of the reference implementation
+constexpr uint64_t kMaxInteger = (uint64_t{1} << 48) - 1;        // of the format's JSON schema
 constexpr size_t kMaxNameBytes = 4096, kMaxEntries = 1'000'000;  // ours: beyond them a file is an attack or a mistake
 constexpr size_t kAlignment = 64;
 constexpr std::string_view kMetadata = "__metadata__";
@@ -331,8 +331,8 @@ std::string compose_archive_header(const std::string& file, const std::vector<Na
 }
 
 bool is_stored_before(const NamedTensor& a, const NamedTensor& b) {
-  const ArchiveDtype *const dtype_a = &dtype_in_archive(a.tensor.dtype()),
-                     *const dtype_b = &dtype_in_archive(b.tensor.dtype());
+  const ArchiveDtype *const dtype_a = &dtype_in_archive(a.tensor.dtype()), *const dtype_b =
+                                                                               &dtype_in_archive(b.tensor.dtype());
   return dtype_a != dtype_b ? dtype_a > dtype_b : a.name < b.name;
 }
 
@@ -349,7 +349,8 @@ std::ostream& operator<<(std::ostream& out, const Quoted& quoted) {
       out << c;
     } else {
       const auto byte = static_cast<unsigned char>(c);
-      out << "\\x" << "0123456789abcdef"[byte >> 4] << "0123456789abcdef"[byte & 15];
+      out << "\\x"
+          << "0123456789abcdef"[byte >> 4] << "0123456789abcdef"[byte & 15];
     }
   }
   return out << (quoted.text.size() > kLongest ? "...'" : "'");

@@ -26,8 +26,8 @@ class MappedFile {
   int64_t size_ = 0;
 };
 
-/// A file being written beside its final name, under which it appears only by commit(): flushed, fsynced, renamed, folder
-/// fsynced. Destroyed without commit() it leaves nothing. All functions throw Error that names the file and the
+/// A file being written beside its final name, under which it appears only by commit(): flushed, fsynced, renamed,
+/// folder fsynced. Destroyed without commit() it leaves nothing. All functions throw Error that names the file and the
 /// system's reason ("No space left on device").
 class AtomicFile {
  public:

@@ -61,10 +61,10 @@ class Rng {
   /// Four independent uniform 32-bit words; `group` modulo 2^40.
   LACUNA_HOST_DEVICE Philox::Block bits(Place place, int64_t group) const {
     const auto g = static_cast<uint64_t>(group), s = static_cast<uint64_t>(place.sample);
-    const Philox::Block counter{{static_cast<uint32_t>(g),
-                                 (static_cast<uint32_t>(g >> 32) & 0xffu) | (static_cast<uint32_t>(place.op) & 0xffffu) << 8 |
-                                     (static_cast<uint32_t>(s >> 32) & 0xffu) << 24,
-                                 static_cast<uint32_t>(s), static_cast<uint32_t>(place.step)}};
+    const uint32_t middle = (static_cast<uint32_t>(s >> 32) & 0xffu) << 24 |
+                            (static_cast<uint32_t>(place.op) & 0xffffu) << 8 | (static_cast<uint32_t>(g >> 32) & 0xffu);
+    const Philox::Block counter{
+        {static_cast<uint32_t>(g), middle, static_cast<uint32_t>(s), static_cast<uint32_t>(place.step)}};
     return Philox::block(counter, key_);
   }
 

@@ -54,8 +54,8 @@ void check_on_cpu(const char* op, const Tensor& t) {
 
 Tensor::Tensor(std::shared_ptr<Storage> storage, int64_t byte_offset, Shape shape, DType dtype)
     : storage_(std::move(storage)), byte_offset_(byte_offset), shape_(shape), dtype_(dtype) {
-  check(byte_offset_ >= 0 && byte_offset_ + bytes() <= storage_->bytes(), "Tensor: ", shape, " of ", dtype,
-        " at byte ", byte_offset, " does not fit its storage of ", storage_->bytes(), " bytes");
+  check(byte_offset_ >= 0 && byte_offset_ + bytes() <= storage_->bytes(), "Tensor: ", shape, " of ", dtype, " at byte ",
+        byte_offset, " does not fit its storage of ", storage_->bytes(), " bytes");
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {
@@ -74,8 +74,8 @@ Tensor Tensor::slice(int64_t begin, int64_t end) const {
 }
 
 Tensor Tensor::view(int64_t offset, const Shape& shape) const {
-  check(offset >= 0 && offset <= numel() - shape.numel(), "view: ", shape, " at element ", offset,
-        " does not fit in ", shape_);
+  check(offset >= 0 && offset <= numel() - shape.numel(), "view: ", shape, " at element ", offset, " does not fit in ",
+        shape_);
   return Tensor(storage_, byte_offset_ + offset * size_of(dtype_), shape, dtype_);
 }
 
@@ -142,8 +142,8 @@ Tensor clone(const Tensor& t) {
 }
 
 void add_in_place(const Tensor& y, const Tensor& x) {
-  check(y.shape() == x.shape() && y.dtype() == x.dtype(), "add_in_place: needs two tensors alike, got ", y.dtype(),
-        ' ', y.shape(), " and ", x.dtype(), ' ', x.shape());
+  check(y.shape() == x.shape() && y.dtype() == x.dtype(), "add_in_place: needs two tensors alike, got ", y.dtype(), ' ',
+        y.shape(), " and ", x.dtype(), ' ', x.shape());
   check_on_cpu("add_in_place", y);
   check_on_cpu("add_in_place", x);
   dispatch_f32_f64(y.dtype(), "add_in_place", [&]<class T>() {

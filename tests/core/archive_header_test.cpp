@@ -75,9 +75,9 @@ TEST_CASE("archive header: what the format allows is read") {
 
 TEST_CASE("archive header: every dtype of the format is checked against its size") {
   const std::pair<const char*, int> bits[] = {
-      {"BOOL", 8},        {"U8", 8},          {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8},
-      {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16},    {"F16", 16},    {"BF16", 16},
-      {"I32", 32},        {"U32", 32},        {"F32", 32}, {"C64", 64},    {"F64", 64},    {"I64", 64},
+      {"BOOL", 8},        {"U8", 8},          {"I8", 8},      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8},
+      {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},    {"F16", 16},    {"BF16", 16},
+      {"I32", 32},        {"U32", 32},        {"F32", 32},    {"C64", 64},    {"F64", 64},    {"I64", 64},
       {"U64", 64},        {"F4", 4},          {"F6_E2M3", 6}, {"F6_E3M2", 6}};
   for (const auto& [name, size] : bits) {
     const int bytes = 4 * size / 8;
@@ -85,11 +85,12 @@ TEST_CASE("archive header: every dtype of the format is checked against its size
       return file_of(one_tensor(concat('"', n, '"'), "[4]", concat("[0,", end, "]")), static_cast<size_t>(end));
     };
     CHECK(parse(header(bytes)).entries.at("w").dtype == name);
-    expect_error(concat("shape [4] of ", name, " needs ", bytes, " bytes, data_offsets [0, ", bytes + 1, "] hold ",
-                        bytes + 1),
-                 [&] { parse(header(bytes + 1)); });
+    expect_error(
+        concat("shape [4] of ", name, " needs ", bytes, " bytes, data_offsets [0, ", bytes + 1, "] hold ", bytes + 1),
+        [&] { parse(header(bytes + 1)); });
   }
-  expect_error("shape [3] of F4 must fill whole bytes, got 12 bits", [] { parse(file_of(one_tensor("\"F4\"", "[3]", "[0,1]"), 1)); });
+  expect_error("shape [3] of F4 must fill whole bytes, got 12 bits",
+               [] { parse(file_of(one_tensor("\"F4\"", "[3]", "[0,1]"), 1)); });
 }
 
 TEST_CASE("archive header: hostile files are refused by name") {
@@ -104,8 +105,10 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {length_prefix(0), top + "header must begin with '{', got ''"},
       {length_prefix(0) + "{}", top + "header must begin with '{', got ''"},
       {length_prefix(1) + "{}", top + "header must be strict JSON, at its byte"},
-      {length_prefix(uint64_t{1} << 63) + "{}", top + "header must be at most 100000000 bytes, says it has 9223372036854775808"},
-      {length_prefix(UINT64_MAX) + "{}", top + "header must be at most 100000000 bytes, says it has 18446744073709551615"},
+      {length_prefix(uint64_t{1} << 63) + "{}",
+       top + "header must be at most 100000000 bytes, says it has 9223372036854775808"},
+      {length_prefix(UINT64_MAX) + "{}",
+       top + "header must be at most 100000000 bytes, says it has 18446744073709551615"},
       {length_prefix(100'000'001) + "{}", top + "header must be at most 100000000 bytes, says it has 100000001"},
       {length_prefix(100'000'000) + "{}", top + "header of 100000000 bytes does not fit the file of 10 bytes"},
       {length_prefix(3) + "{}", top + "header of 3 bytes does not fit the file of 10 bytes"},
@@ -127,7 +130,8 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {file_of("{\"a\tb\":{}}"), "header must be strict JSON"},
       {file_of(repeated("[", 100'000)), "header must begin with '{'"},
       {file_of(repeated("{\"a\":", 100'000)), "tensor 'a': keys must be dtype, shape and data_offsets, got 'a'"},
-      {file_of(one_tensor(f32, repeated("[", 100'000), "[0,4]")), w + "shape must hold integers >= 0 written plainly, got a list"},
+      {file_of(one_tensor(f32, repeated("[", 100'000), "[0,4]")),
+       w + "shape must hold integers >= 0 written plainly, got a list"},
       {file_of(R"({"__metadata__":{"a":)" + repeated("[", 100'000)), "'a' is a list"},
       {file_of("{\"\xff\":{}}"), "header must be strict JSON, at its byte 3"},
       {file_of("{\"\xc0\xaf\":{}}"), "header must be strict JSON"},      // overlong
@@ -147,8 +151,10 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {file_of(R"({"w":{"shape":[1],"shape":[1]}})"), w + "duplicate key 'shape'"},
       {file_of(R"({"w":{"data_offsets":[0,1],"data_offsets":[0,1]}})"), w + "duplicate key 'data_offsets'"},
       {file_of(R"({"w":{"stride":[1]}})"), w + "keys must be dtype, shape and data_offsets, got 'stride'"},
-      {file_of(R"({"w":{"dtype":"U8","shape":[1]}})", 1), w + "must have dtype, shape and data_offsets, lacks data_offsets"},
-      {file_of(R"({"w":{"dtype":"U8","data_offsets":[0,1]}})", 1), w + "must have dtype, shape and data_offsets, lacks shape"},
+      {file_of(R"({"w":{"dtype":"U8","shape":[1]}})", 1),
+       w + "must have dtype, shape and data_offsets, lacks data_offsets"},
+      {file_of(R"({"w":{"dtype":"U8","data_offsets":[0,1]}})", 1),
+       w + "must have dtype, shape and data_offsets, lacks shape"},
       // Values of the wrong kind.
       {file_of(R"({"w":[]})"), "'w' in the header must be an object, got a list"},
       {file_of(R"({"w":null})"), "'w' in the header must be an object, got null"},
@@ -166,10 +172,12 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {file_of(one_tensor(f32, "1", "[0,4]"), 4), w + "shape must be a list of integers, got a number"},
       {file_of(one_tensor(f32, "{}", "[0,4]"), 4), w + "shape must be a list of integers, got an object"},
       {file_of(one_tensor(f32, "\"F32\"", "[0,4]"), 4), w + "shape must be a list of integers, got a string"},
-      {file_of(one_tensor(f32, "[\"1\"]", "[0,4]"), 4), w + "shape must hold integers >= 0 written plainly, got a string"},
+      {file_of(one_tensor(f32, "[\"1\"]", "[0,4]"), 4),
+       w + "shape must hold integers >= 0 written plainly, got a string"},
       {file_of(one_tensor(f32, "[null]", "[0,4]"), 4), w + "shape must hold integers >= 0 written plainly, got null"},
       // Numbers.
-      {file_of(one_tensor(f32, "[-1]", "[0,4]"), 4), w + "shape must hold integers >= 0 written plainly, got a number with a sign"},
+      {file_of(one_tensor(f32, "[-1]", "[0,4]"), 4),
+       w + "shape must hold integers >= 0 written plainly, got a number with a sign"},
       {file_of(one_tensor(f32, "[-0]", "[0,0]")), "got a number with a sign"},
       {file_of(one_tensor(f32, "[1.5]", "[0,4]"), 4), "got the number 1.5"},
       {file_of(one_tensor(f32, "[1.0]", "[0,4]"), 4), "got the number 1.0"},
@@ -179,16 +187,21 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {file_of(one_tensor(f32, "[0x1]", "[0,4]"), 4), "header must be strict JSON"},
       {file_of(one_tensor(f32, "[NaN]", "[0,4]"), 4), "header must be strict JSON"},
       {file_of(one_tensor(f32, "[1e999]", "[0,4]"), 4), "header must be strict JSON"},
-      {file_of(one_tensor(f32, "[0,281474976710656]", "[0,0]")), "shape must hold integers up to 281474976710655, got 281474976710656"},
-      {file_of(one_tensor(f32, "[0,9223372036854775808]", "[0,0]")), "shape must hold integers up to 281474976710655, got 9223372036854775808"},
+      {file_of(one_tensor(f32, "[0,281474976710656]", "[0,0]")),
+       "shape must hold integers up to 281474976710655, got 281474976710656"},
+      {file_of(one_tensor(f32, "[0,9223372036854775808]", "[0,0]")),
+       "shape must hold integers up to 281474976710655, got 9223372036854775808"},
       {file_of(one_tensor(f32, "[18446744073709551616]", "[0,0]")), "got the number 18446744073709551616"},
       // Shapes and sizes.
-      {file_of(one_tensor(f32, "[4294967296,4294967296]", "[0,0]")), w + "size of shape [4294967296, 4294967296] of F32 overflows 63 bits"},
+      {file_of(one_tensor(f32, "[4294967296,4294967296]", "[0,0]")),
+       w + "size of shape [4294967296, 4294967296] of F32 overflows 63 bits"},
       {file_of(one_tensor(f32, "[281474976710655,8192]", "[0,0]")), "overflows 63 bits"},
       {file_of(one_tensor(f32, "[1,1,1,1,1,1,1,1,1]", "[0,4]"), 4), w + "shape must hold at most 8 integers, got more"},
       {file_of(one_tensor(f32, "[2]", "[0,4]"), 4), w + "shape [2] of F32 needs 8 bytes, data_offsets [0, 4] hold 4"},
-      {file_of(one_tensor("\"F33\"", "[1]", "[0,4]"), 4), w + "dtype must be one of the format's (F32, BF16, ...), got 'F33'"},
-      {file_of(one_tensor("\"f32\"", "[1]", "[0,4]"), 4), "dtype must be one of the format's (F32, BF16, ...), got 'f32'"},
+      {file_of(one_tensor("\"F33\"", "[1]", "[0,4]"), 4),
+       w + "dtype must be one of the format's (F32, BF16, ...), got 'F33'"},
+      {file_of(one_tensor("\"f32\"", "[1]", "[0,4]"), 4),
+       "dtype must be one of the format's (F32, BF16, ...), got 'f32'"},
       {file_of(one_tensor("\"\"", "[1]", "[0,4]"), 4), "dtype must be one of the format's (F32, BF16, ...), got ''"},
       // Offsets and tiling.
       {file_of(one_tensor(f32, "[1]", "[]"), 4), w + "data_offsets must hold 2 integers, got 0"},
@@ -196,10 +209,14 @@ TEST_CASE("archive header: hostile files are refused by name") {
       {file_of(one_tensor(f32, "[1]", "[0,4,8]"), 4), w + "data_offsets must hold at most 2 integers, got more"},
       {file_of(one_tensor(f32, "[1]", "[4,0]"), 4), w + "data_offsets must not run backwards, got [4, 0]"},
       {file_of(one_tensor(f32, "[1]", "[-4,0]"), 4), w + "data_offsets must hold integers >= 0"},
-      {file_of(one_tensor(f32, "[1]", "[1,5]"), 5), w + "data must begin at byte 0, where the tensor before ends, got 1 (hole)"},
-      {file_of(tensors_at({{0, 4}, {2, 6}}), 6), "tensor 'b': data must begin at byte 4, where the tensor before ends, got 2 (overlap)"},
-      {file_of(tensors_at({{0, 4}, {0, 4}}), 4), "data must begin at byte 4, where the tensor before ends, got 0 (overlap)"},
-      {file_of(tensors_at({{0, 4}, {5, 6}}), 6), "tensor 'b': data must begin at byte 4, where the tensor before ends, got 5 (hole)"},
+      {file_of(one_tensor(f32, "[1]", "[1,5]"), 5),
+       w + "data must begin at byte 0, where the tensor before ends, got 1 (hole)"},
+      {file_of(tensors_at({{0, 4}, {2, 6}}), 6),
+       "tensor 'b': data must begin at byte 4, where the tensor before ends, got 2 (overlap)"},
+      {file_of(tensors_at({{0, 4}, {0, 4}}), 4),
+       "data must begin at byte 4, where the tensor before ends, got 0 (overlap)"},
+      {file_of(tensors_at({{0, 4}, {5, 6}}), 6),
+       "tensor 'b': data must begin at byte 4, where the tensor before ends, got 5 (hole)"},
       {file_of(tensors_at({{0, 4}, {2, 2}}), 4), "got 2 (overlap)"},  // an empty tensor inside another
       {file_of(good, 5), "tensors must end with the file, 5 bytes after the header, end at 4 (trailing bytes)"},
       {file_of(good, 3), "tensors must end with the file, 3 bytes after the header, end at 4 (truncated)"},
@@ -213,7 +230,9 @@ TEST_CASE("archive header: hostile files are refused by name") {
 TEST_CASE("archive header: no more tensors than a million") {
   std::string json = "{";
   for (int i = 0; i <= 1'000'000; ++i)
-    json.append(i ? ",\"" : "\"").append(std::to_string(i)).append(R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})");
+    json.append(i ? ",\"" : "\"")
+        .append(std::to_string(i))
+        .append(R"(":{"dtype":"U8","shape":[0],"data_offsets":[0,0]})");
   expect_error("must hold at most 1000000 tensors, has more", [&] { parse(file_of(json + "}")); });
 }
 
@@ -234,7 +253,8 @@ TEST_CASE("archive header: the seeds of the fuzzer") {
 TEST_CASE("archive header: damaged files are read or refused, never anything else") {
   const std::string good = file_of(
       R"({"__metadata__":{"format":"pt"},"embedding":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
-      R"("bias":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},"n":{"dtype":"I64","shape":[],"data_offsets":[32,40]}})",
+      R"("bias":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]},)"
+      R"("n":{"dtype":"I64","shape":[],"data_offsets":[32,40]}})",
       40);
   const auto survives = [](const std::string& bytes) {
     try {
@@ -271,14 +291,16 @@ TEST_CASE("archive header: damaged files are read or refused, never anything els
         default: damaged.insert(at, 1, "{}[]\",:0123456789\\eE+-. "[random() % 24]); break;
       }
     }
-    if (damaged.size() >= 8) damaged.replace(0, 8, length_prefix(damaged.find("}}") == std::string::npos ? 0 : damaged.find("}}") - 6));
+    if (damaged.size() >= 8)
+      damaged.replace(0, 8, length_prefix(damaged.find("}}") == std::string::npos ? 0 : damaged.find("}}") - 6));
     survives(damaged);
   }
 }
 
 TEST_CASE("archive header: what is composed is parsed again") {
   const DType dtypes[] = {DType::f64, DType::f32, DType::bf16, DType::f16, DType::i64, DType::i32, DType::u8};
-  const char* const pieces[] = {"a", ".", "0", "\"", "\\", "/", "\n", "\x01", "\x7f", "\xc3\xa9", "\xf0\x9f\x98\x80", "{", " "};
+  const char* const pieces[] = {"a", ".", "0", "\"", "\\", "/", "\n", "\x01", "\x7f", "\xc3\xa9", "\xf0\x9f\x98\x80",
+                                "{", " "};
   std::mt19937 random(1);
   const auto text = [&] {
     std::string result;
@@ -324,7 +346,9 @@ TEST_CASE("archive header: what the format forbids is not composed") {
   };
   expect_error("x: tensor 'a': the name occurs twice", [&] { compose({{"a", t}, {"b", t}, {"a", t}}); });
   expect_error("x: tensor '__metadata__': the format reserves this name", [&] { compose({{"__metadata__", t}}); });
-  expect_error("x: names must be at most 4096 bytes and hold no NUL, got 'a\\x00'", [&] { compose({{std::string("a\0", 2), t}}); });
+  expect_error("x: names must be at most 4096 bytes and hold no NUL, got 'a\\x00'", [&] {
+    compose({{std::string("a\0", 2), t}});
+  });
   expect_error("x: names must be at most 4096 bytes", [&] { compose({{std::string(4097, 'a'), t}}); });
   CHECK_NOTHROW(compose({{std::string(4096, 'a'), t}}));
   expect_error("x: the name of a tensor must be valid UTF-8, got '\\xff'", [&] { compose({{"\xff", t}}); });
@@ -332,9 +356,12 @@ TEST_CASE("archive header: what the format forbids is not composed") {
   expect_error("x: a value of __metadata__ must be valid UTF-8", [&] { compose({}, {{"a", "\xc0\x80"}}); });
   expect_error("x: a key of __metadata__ must be valid UTF-8", [&] { compose({}, {{"\xed\xa0\x80", ""}}); });
   expect_error("x: __metadata__: names must be", [&] { compose({}, {{std::string(1, '\0'), ""}}); });
-  expect_error("x: tensor 'a': extents must be at most 281474976710655",
-               [&] { compose({{"a", none.reshape({0, int64_t{1} << 48})}}); });
-  expect_error("x: header must be at most 100000000 bytes, needs 100000", [&] { compose({}, {{"a", std::string(100'000'000, 'a')}}); });
+  expect_error("x: tensor 'a': extents must be at most 281474976710655", [&] {
+    compose({{"a", none.reshape({0, int64_t{1} << 48})}});
+  });
+  expect_error("x: header must be at most 100000000 bytes, needs 100000", [&] {
+    compose({}, {{"a", std::string(100'000'000, 'a')}});
+  });
   expect_error("x: must hold at most 1000000 tensors, got 1000001",
                [&] { compose(std::vector<NamedTensor>(1'000'001)); });
 }

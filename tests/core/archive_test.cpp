@@ -96,7 +96,8 @@ TEST_CASE("archive: a file of the reference implementation is read") {
   CHECK(to_vector<int64_t>(archive.read("long")) == std::vector<int64_t>{-(int64_t{1} << 62), 7});
   CHECK(to_vector<int32_t>(archive.read("int")) == std::vector<int32_t>{-5, 6});
   CHECK(to_vector<uint8_t>(archive.read("byte")) == std::vector<uint8_t>{0, 255, 7});
-  CHECK(to_vector<float>(archive.read("gr\xc3\xb6\xc3\x9f" "e \"x\"\n")) == std::vector<float>{3.25});
+  CHECK(to_vector<float>(archive.read("gr\xc3\xb6\xc3\x9f"
+                                      "e \"x\"\n")) == std::vector<float>{3.25});
   CHECK(archive.entries().at("flag").dtype == "BOOL");  // in the format, not in Tensor
   expect_error("tensor 'flag': dtype must be one of F64, F32, BF16, F16, I64, I32, U8 to be read, is BOOL",
                [&] { archive.read("flag"); });
@@ -144,24 +145,31 @@ TEST_CASE("archive: read_into converts floating dtypes and refuses other shapes 
 
   const std::string file = path.string();
   expect_error(file + ": must hold a tensor 'wieght', which is not among its 8", [&] { archive.read("wieght"); });
-  expect_error(file + ": tensor 'weight': must have shape [3, 2], has [2, 3]",
-               [&] { archive.read_into("weight", zeros({3, 2}, DType::f32)); });
-  expect_error(file + ": tensor 'tokens': must have a dtype that converts to f32, has I32",
-               [&] { archive.read_into("tokens", zeros({1, 2}, DType::f32)); });
-  expect_error(file + ": tensor 'weight': must have a dtype that converts to u8, has F32",
-               [&] { archive.read_into("weight", zeros({2, 3}, DType::u8)); });
+  expect_error(file + ": tensor 'weight': must have shape [3, 2], has [2, 3]", [&] {
+    archive.read_into("weight", zeros({3, 2}, DType::f32));
+  });
+  expect_error(file + ": tensor 'tokens': must have a dtype that converts to f32, has I32", [&] {
+    archive.read_into("tokens", zeros({1, 2}, DType::f32));
+  });
+  expect_error(file + ": tensor 'weight': must have a dtype that converts to u8, has F32", [&] {
+    archive.read_into("weight", zeros({2, 3}, DType::u8));
+  });
 }
 
 TEST_CASE("archive: files that are none are refused by name") {
   const TemporaryFolder folder;
-  expect_error("missing: cannot open for reading: No such file or directory", [&] { Archive(folder.path() / "missing"); });
-  expect_error("empty: must begin with 8 bytes of header length, has 0 bytes", [&] { Archive(folder.write("empty", "")); });
-  expect_error("zip: header must be at most", [&] { Archive(folder.write("zip", "PK\x03\x04 not an archive of ours")); });
+  expect_error("missing: cannot open for reading: No such file or directory",
+               [&] { Archive(folder.path() / "missing"); });
+  expect_error("empty: must begin with 8 bytes of header length, has 0 bytes",
+               [&] { Archive(folder.write("empty", "")); });
+  expect_error("zip: header must be at most",
+               [&] { Archive(folder.write("zip", "PK\x03\x04 not an archive of ours")); });
   expect_error("must be a regular file, is a folder", [&] { Archive(folder.path()); });
 
   write_archive(folder.path() / "whole", small_model());
   const std::string whole = read_file(folder.path() / "whole");
-  expect_error("cut: tensors must end with the file", [&] { Archive(folder.write("cut", whole.substr(0, whole.size() - 1))); });
+  expect_error("cut: tensors must end with the file",
+               [&] { Archive(folder.write("cut", whole.substr(0, whole.size() - 1))); });
   expect_error("long: tensors must end with the file", [&] { Archive(folder.write("long", whole + "x")); });
 }
 
@@ -169,8 +177,9 @@ TEST_CASE("archive: a writer that fails leaves the old file and nothing else") {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "a.safetensors";
   write_archive(path, {{"old", zeros({1}, DType::f32)}});
-  expect_error("tensor 'a': the name occurs twice",
-               [&] { write_archive(path, {{"a", zeros({1}, DType::f32)}, {"a", zeros({1}, DType::f64)}}); });
+  expect_error("tensor 'a': the name occurs twice", [&] {
+    write_archive(path, {{"a", zeros({1}, DType::f32)}, {"a", zeros({1}, DType::f64)}});
+  });
   expect_error("tensor 'a': must be defined", [&] { write_archive(path, {{"a", Tensor()}}); });
 
   rlimit previous{};

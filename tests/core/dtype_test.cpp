@@ -62,7 +62,8 @@ TEST_CASE("f16: every value, by its definition") {
   int64_t wrong = 0;
   for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
     const uint32_t exponent = bits >> 10, fraction = bits & 0x3ff;
-    const double value = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, static_cast<int>(exponent) - 25);
+    const double value =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, static_cast<int>(exponent) - 25);
     wrong += double{from_bits<f16>(bits)} != value;
     wrong += double{from_bits<f16>(bits | 0x8000)} != -value;
   }

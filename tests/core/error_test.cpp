@@ -9,7 +9,9 @@ using namespace lacuna;
 
 TEST_CASE("check: throws the concatenated parts exactly when the condition fails") {
   CHECK_NOTHROW(check(true, "unused"));
-  CHECK(message_of([] { check(false, "gelu: needs ", Shape{2, 3}, ", got ", 7, '!'); }) == "gelu: needs [2, 3], got 7!");
+  CHECK(message_of([] {
+          check(false, "gelu: needs ", Shape{2, 3}, ", got ", 7, '!');
+        }) == "gelu: needs [2, 3], got 7!");
   CHECK(message_of([] { fail("a", 1.5, 'b'); }) == "a1.5b");
 }
 

@@ -46,8 +46,8 @@ TEST_CASE("Rng: every part of the address matters, up to its width") {
   for (int bit = 0; bit < 40; ++bit) draw(0, RandomPurpose::test, {.sample = int64_t{1} << bit}, 0);
   for (int bit = 0; bit < 16; ++bit) draw(0, RandomPurpose::test, {.op = int64_t{1} << bit}, 0);
   for (int bit = 0; bit < 40; ++bit) draw(0, RandomPurpose::test, {}, int64_t{1} << bit);
-  for (const auto purpose : {RandomPurpose::init, RandomPurpose::dropout, RandomPurpose::data_order,
-                             RandomPurpose::sampling})
+  for (const auto purpose :
+       {RandomPurpose::init, RandomPurpose::dropout, RandomPurpose::data_order, RandomPurpose::sampling})
     draw(0, purpose, {}, 0);
   CHECK(static_cast<int64_t>(seen.size()) == drawn);
 
@@ -107,8 +107,8 @@ TEST_CASE("Rng: normal numbers have the moments and tails of the normal distribu
     beyond_two += std::abs(x) > 2;
   }
   const double n = kCount, deviations = 5 / std::sqrt(n);
-  const double tail = std::erfc(std::sqrt(2.0));           // P(|x| > 2)
-  CHECK(std::abs(m1 / n) < deviations);                    // variances of x, x^2, x^3, x^4: 1, 2, 15, 96
+  const double tail = std::erfc(std::sqrt(2.0));  // P(|x| > 2)
+  CHECK(std::abs(m1 / n) < deviations);           // variances of x, x^2, x^3, x^4: 1, 2, 15, 96
   CHECK(std::abs(m2 / n - 1) < deviations * std::sqrt(2.0));
   CHECK(std::abs(m3 / n) < deviations * std::sqrt(15.0));
   CHECK(std::abs(m4 / n - 3) < deviations * std::sqrt(96.0));

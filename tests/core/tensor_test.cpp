@@ -44,7 +44,8 @@ TEST_CASE("Tensor: from_vector and to_vector are row-major and inverse") {
 
 TEST_CASE("Tensor: handles, reshapes, slices and views share elements; clones do not") {
   const Tensor t = from_vector(std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, {4, 3});
-  const Tensor handle = t, reshaped = t.reshape({2, 6}), rows = t.slice(1, 3), part = t.view(7, {2, 2}), copied = clone(t);
+  const Tensor handle = t, reshaped = t.reshape({2, 6}), rows = t.slice(1, 3), part = t.view(7, {2, 2}),
+               copied = clone(t);
   CHECK(rows.shape() == Shape{2, 3});
   CHECK(to_vector<int32_t>(rows) == std::vector<int32_t>{3, 4, 5, 6, 7, 8});
   CHECK(to_vector<int32_t>(part) == std::vector<int32_t>{7, 8, 9, 10});

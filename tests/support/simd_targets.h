@@ -2,6 +2,8 @@
 // Every instruction set that a SIMD kernel was compiled for, in turn.
 
 #include <functional>
+#include <string>
+#include <vector>
 
 #include <doctest/doctest.h>
 #include <hwy/highway.h>
@@ -10,10 +12,10 @@ namespace lacuna::test {
 
 /// Calls fn() once for each instruction set that this machine can run, all SIMD kernels forced to it.
 inline void for_each_simd_target(const std::function<void()>& fn) {
-  std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+  const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
   REQUIRE(!targets.empty());
   for (const int64_t target : targets) {
-    CAPTURE(hwy::TargetName(target));
+    CAPTURE(std::string(hwy::TargetName(target)));
     hwy::SetSupportedTargetsForTest(target);
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     fn();

@@ -1,0 +1,27 @@
+#pragma once
+// Where a run runs.
+
+#include <string>
+#include <vector>
+
+namespace lacuna {
+
+/// "lacuna 0.1.0 (1a2b3c4)": the version and, of a build from a repository, its commit at configure time.
+std::string version();
+
+std::string host_name();
+
+/// The processor's name and number of threads that OpenMP uses: "AMD EPYC 9654, 2 threads".
+std::string cpu_description();
+
+/// Local time, ISO 8601 with offset.
+std::string time_now();
+
+/// The command line as a shell reads it.
+std::string quote_command(const std::vector<std::string>& arguments);
+
+/// Threads of everything that computes; 0 leaves the default.
+void set_threads(int threads);
+int threads();
+
+}  // namespace lacuna

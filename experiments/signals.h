@@ -1,0 +1,23 @@
+#pragma once
+// Being asked to stop.
+
+#include <exception>
+
+namespace lacuna {
+
+/// Thrown to leave a long computation when the run was asked to stop.
+class Stopped : public std::exception {
+ public:
+  const char* what() const noexcept override { return "stopped by a signal"; }
+};
+
+/// For every program: writing to a closed pipe or beyond a file-size limit fails with an error instead of a signal.
+void ignore_write_signals();
+
+/// From here on SIGINT, SIGTERM and SIGUSR1 ask to stop, and stop_requested() says so. A second SIGINT or SIGTERM ends
+/// the process at once with 128 + its number.
+void handle_stop_signals();
+
+bool stop_requested();
+
+}  // namespace lacuna

@@ -1,0 +1,377 @@
+// The training loop, Sec. 5.6 and 6 of the paper: Adam, linear warm-up and cosine, clipping by global norm, averaged
+// weights; the validation split chooses the best checkpoint, the test split is scored once, at the end.
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <iostream>
+#include <numbers>
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+#include "core/file.h"
+#include "data/compressors.h"
+#include "experiments/console.h"
+#include "experiments/environment.h"
+#include "experiments/evaluate.h"
+#include "experiments/experiment.h"
+#include "experiments/metrics.h"
+#include "experiments/parse.h"
+#include "experiments/run_directory.h"
+#include "experiments/samples.h"
+#include "experiments/signals.h"
+#include "models/sampler.h"
+#include "optim/clip.h"
+#include "optim/schedule.h"
+
+namespace lacuna {
+namespace fs = std::filesystem;
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+double bits(double nats) { return nats / std::numbers::ln2; }
+
+AdamConfig adam_config(const TrainConfig& c) {
+  return {.beta1 = static_cast<float>(c.beta1), .beta2 = static_cast<float>(c.beta2),
+          .eps = static_cast<float>(c.eps), .weight_decay = static_cast<float>(c.weight_decay)};
+}
+
+// While alive, the parameters are their averages.
+class AveragedWeights {
+ public:
+  explicit AveragedWeights(const Ema* ema) : ema_(ema) {
+    if (ema_) ema_->swap();
+  }
+  ~AveragedWeights() {
+    if (ema_) ema_->swap();
+  }
+  AveragedWeights(const AveragedWeights&) = delete;
+  AveragedWeights& operator=(const AveragedWeights&) = delete;
+
+ private:
+  const Ema* ema_;
+};
+
+class Trainer {
+ public:
+  Trainer(const Experiment& experiment, const Options& options, const ExperimentConfig& config, const Dataset& data,
+          RunDirectory& folder, Console& console)
+      : experiment_(experiment), options_(options), config_(config), train_(config_.train), data_(data), folder_(folder),
+        console_(console), model_(config.model, config.train.seed, config.train.dtype),
+        adam_(model_.parameters(), adam_config(train_)) {
+    if (train_.ema_decay > 0) ema_ = std::make_unique<Ema>(model_.parameters(), train_.ema_decay);
+    state_.config = config_;
+    state_.data_fingerprint = data.fingerprint();
+    state_.threads = threads();
+  }
+
+  /// The whole run, from wherever an earlier process left it.
+  void run() {
+    resume_or_start();
+    const int64_t first_step = state_.step;
+    const Clock::time_point begin = Clock::now();
+    try {
+      while (true) {
+        const bool improved = evaluation_due() && validate();
+        const bool due = state_.step % train_.checkpoint_every == 0 || state_.step == train_.steps || stop_requested();
+        if (state_.step > 0 && (improved || (due && saved_step_ != state_.step))) save();
+        if (stop_requested()) throw Stopped();
+        if (state_.step >= train_.steps) break;
+        const double loss = step();
+        const double mean_step_s = seconds_since(begin) / static_cast<double>(state_.step - first_step);
+        console_.progress("step", state_.step, train_.steps,
+                          fmt::format("{:.4f} {}  {:.0f} tokens/s  {} left", bits(loss), unit(), tokens_per_s_,
+                                      format_seconds(mean_step_s * static_cast<double>(train_.steps - state_.step))));
+      }
+      finish();
+    } catch (const Stopped&) {
+      if (state_.step > 0 && saved_step_ != state_.step) save();
+      console_.print(concat("stopped by a signal after step ", state_.step, " of ", train_.steps,
+                            "; the same command goes on from there:\n  ", quote_command(options_.arguments)));
+    }
+  }
+
+  int64_t step_done() const { return state_.step; }
+
+ private:
+  const char* unit() const { return experiment_.medium == Medium::text ? "bits per byte" : "bits per dim"; }
+  const char* weights_name() const { return ema_ ? "ema" : "last"; }
+  RunTensors tensors() { return {model_, adam_, ema_.get()}; }
+
+  // --- Start and resume
+
+  void resume_or_start() {
+    fs::path checkpoint;
+    RunState saved;
+    if (options_.resume == "none") {
+      const fs::path previous = folder_.set_aside_previous_run();
+      if (!previous.empty()) console_.print("the earlier run is kept in " + previous.string());
+    } else if (options_.resume == "auto") {
+      FoundCheckpoint found = newest_good_checkpoint(folder_.checkpoints());
+      for (const std::string& reason : found.rejected) console_.print("passed over: " + reason);
+      check(!found.path.empty() || found.rejected.empty(), folder_.path().string(),
+            ": none of its checkpoints can be used (", found.rejected.empty() ? "" : found.rejected.front(),
+            "); --resume none starts over and keeps them aside");
+      checkpoint = found.path;
+      saved = std::move(found.state);
+    } else {
+      checkpoint = options_.resume;
+      saved = verify_checkpoint(checkpoint);
+      const bool own = fs::exists(folder_.checkpoints() / checkpoint.filename()) &&
+                       fs::equivalent(folder_.checkpoints() / checkpoint.filename(), checkpoint);
+      check_usage(own || list_checkpoints(folder_.checkpoints()).empty(), "--resume ", checkpoint.string(), ": ",
+                  folder_.path().string(), " holds a run of its own; give another --out");
+    }
+    if (!checkpoint.empty()) {
+      check_compatible(checkpoint, saved);
+      load_checkpoint(checkpoint, saved, tensors());
+      state_.step = saved.step;
+      state_.best_step = saved.best_step;
+      state_.best_bits_per_dim = saved.best_bits_per_dim;
+      if (options_.resume != "auto") {
+        const fs::path previous = folder_.set_aside_checkpoints_after(state_.step);
+        if (!previous.empty()) console_.print("newer checkpoints are kept in " + previous.string());
+      }
+      if (fs::exists(folder_.checkpoints() / checkpoint_name(state_.step))) saved_step_ = state_.step;
+    }
+    write_records();
+    metrics_ = std::make_unique<MetricsFile>(folder_.metrics(), state_.step);
+    console_.log_to(folder_.log());
+    announce(checkpoint, saved);
+  }
+
+  void check_compatible(const fs::path& checkpoint, const RunState& saved) const {
+    const std::string remedy = "\ngive the same flags, another --out, or --resume none to start over";
+    check_usage(saved.config.program == config_.program, checkpoint.string(), ": is of the program ",
+                saved.config.program, ", not ", config_.program);
+    std::string lines;
+    for (const std::string& line : refused_differences(saved.config, config_)) lines += "\n  " + line;
+    check_usage(lines.empty(), checkpoint.string(), ": cannot go on with another configuration:", lines, remedy);
+    check_usage(saved.data_fingerprint == state_.data_fingerprint, checkpoint.string(),
+                ": cannot go on with other data: it was trained on ", saved.data_fingerprint, ", now given ",
+                state_.data_fingerprint, remedy);
+    check_usage(saved.step <= train_.steps, checkpoint.string(), ": has ", saved.step, " steps behind it, more than --steps ",
+                train_.steps, remedy);
+  }
+
+  void write_records() const {
+    write_file(folder_.config(), to_toml(config_));
+    const std::string earlier = state_.step > 0 && fs::exists(folder_.command()) ? read_file(folder_.command()) + "\n" : "";
+    write_file(folder_.command(), concat(earlier, quote_command(options_.arguments), "\nversion  ", version(), "\nhost     ",
+                                         host_name(), "\ndevice   cpu: ", cpu_description(), "\nstarted  ", time_now(),
+                                         " at step ", state_.step, "\n"));
+  }
+
+  void announce(const fs::path& checkpoint, const RunState& saved) {
+    console_.print(concat(version(), " on ", host_name(), ": ", cpu_description()));
+    console_.print("data: " + data_.description());
+    console_.print(to_toml(config_));
+    console_.print(concat(format_count(model_.parameters().count()), " parameters; run folder ", folder_.path().string()));
+    if (checkpoint.empty()) return;
+    for (const std::string& line : accepted_differences(saved.config, config_)) console_.print("from here on " + line);
+    if (saved.threads != threads())
+      console_.print(concat("note: saved with ", saved.threads, " threads, now ", threads(),
+                            "; matrix products may differ in their last bit"));
+    console_.print(concat(state_.step == train_.steps ? "this run is finished: " : "resumed from ", checkpoint.string(),
+                          " (step ", state_.step, " of ", train_.steps, ")"));
+  }
+
+  // --- One step
+
+  // Returns the mean loss of the batch in nats.
+  double step() {
+    const Clock::time_point begin = Clock::now();
+    const int64_t batch = train_.batch, micro = train_.micro_batch > 0 ? train_.micro_batch : batch;
+    const Tensor tokens = data_.train_batch(train_.seed, state_.step, batch);
+    const Parameters& parameters = model_.parameters();
+    parameters.clear_gradients();
+    double loss_nats = 0.0;
+    for (int64_t first = 0; first < batch; first += micro) {
+      const int64_t count = std::min(micro, batch - first);
+      const double share = static_cast<double>(count) / static_cast<double>(batch);
+      const Run run{.training = true, .seed = train_.seed, .step = state_.step, .first_sample = first};
+      const Variable loss = model_.loss(tokens.slice(first, first + count), run);
+      const double value = to_dtype(loss.value(), DType::f64).data<double>()[0];
+      check(std::isfinite(value), "train: step ", state_.step + 1, ": the loss is ", value, first_non_finite("weight", parameters.values()));
+      backward(loss, full({}, loss.dtype(), share));
+      loss_nats += share * value;
+    }
+    const double norm = global_gradient_norm(parameters);
+    check(std::isfinite(norm), "train: step ", state_.step + 1, ": the gradient is not finite",
+          first_non_finite("gradient of", parameters.gradients()));
+    const double lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, state_.step);
+    adam_.step(lr, clip_scale(norm, train_.clip_norm));
+    if (ema_) ema_->update();
+    ++state_.step;
+
+    const double elapsed_s = seconds_since(begin);
+    const int64_t tokens_per_step = tokens.numel();
+    tokens_per_s_ = static_cast<double>(tokens_per_step) / elapsed_s;
+    metrics_->write(StepMetrics{.step = state_.step, .samples = state_.step * batch,
+                                .tokens = state_.step * tokens_per_step, .loss_nats = loss_nats, .lr = lr,
+                                .grad_norm = norm, .step_ms = 1000.0 * elapsed_s, .tokens_per_s = tokens_per_s_,
+                                .memory_bytes = Allocator::of(kCpu).stats().total_peak});
+    return loss_nats;
+  }
+
+  // ", first in <what> <name> (3 of 4096 elements)", for a message; empty when all are finite.
+  std::string first_non_finite(const char* what, const Tensor& flat) const {
+    for (const Parameters::Entry& entry : model_.parameters().entries()) {
+      const Tensor t = to_dtype(flat.view(entry.offset, entry.shape), DType::f64);
+      const double* x = t.data<double>();
+      const auto bad = std::count_if(x, x + t.numel(), [](double v) { return !std::isfinite(v); });
+      if (bad > 0) return concat("; first in ", what, " ", entry.name, " (", bad, " of ", t.numel(), " elements)");
+    }
+    return "";
+  }
+
+  // --- Evaluation, checkpoints
+
+  bool evaluation_due() const {
+    return state_.step > 0 && (state_.step % train_.eval_every == 0 || state_.step == train_.steps) &&
+           !metrics_->find("valid", weights_name(), state_.step);
+  }
+
+  EvalMetrics score(Split split, int64_t windows, const Ema* ema) {
+    const AveragedWeights averaged(ema);
+    const std::string what = concat("evaluating ", name_of(split));
+    const Evaluation result = evaluate(model_, data_, {.split = split, .windows = windows, .min_context = std::nullopt,
+                                                       .progress = [&](int64_t done, int64_t total) {
+                                                         if (stop_requested()) throw Stopped();
+                                                         if (console_.is_terminal()) console_.progress(what, done, total, "");
+                                                       }});
+    const EvalMetrics metrics{state_.step, std::string(name_of(split)), ema ? "ema" : "last", result.bits_per_dim, result.n};
+    metrics_->write(metrics);
+    return metrics;
+  }
+
+  // Scores the validation split; whether it is the best so far.
+  bool validate() {
+    const EvalMetrics metrics = score(Split::valid, train_.eval_windows, ema_.get());
+    const bool best = state_.best_step == 0 || metrics.bits_per_dim < state_.best_bits_per_dim;
+    if (best) {
+      state_.best_step = state_.step;
+      state_.best_bits_per_dim = metrics.bits_per_dim;
+    }
+    console_.print(fmt::format("step {}: valid {:.4f} {}{}", state_.step, metrics.bits_per_dim, unit(), best ? ", the best so far" : ""));
+    return best;
+  }
+
+  void save() {
+    save_checkpoint(folder_.checkpoints(), state_, tensors());
+    saved_step_ = state_.step;
+    prune_checkpoints(folder_.checkpoints(), train_.keep, state_.best_step);
+  }
+
+  // --- The end
+
+  void finish() {
+    const EvalMetrics test = test_score(ema_.get());
+    console_.print(fmt::format("test: {:.4f} {} over {} {}{}{}", test.bits_per_dim, unit(), format_count(test.n),
+                               experiment_.medium == Medium::text ? "bytes" : "dims", ema_ ? ", averaged weights" : "",
+                               train_.test_windows > 0 ? fmt::format(" (the first {} sequences)", train_.test_windows) : ""));
+    if (ema_) console_.print(fmt::format("test: {:.4f} {} with the last weights", test_score(nullptr).bits_per_dim, unit()));
+    if (experiment_.medium == Medium::text) compare_with_compressors(test);
+    draw_samples();
+    const fs::path checkpoints = folder_.checkpoints();
+    console_.print(concat("run          ", folder_.path().string(), "\nmetrics      ", folder_.metrics().string(),
+                          "\ncheckpoint   ", (checkpoints / checkpoint_name(state_.step)).string(),
+                          state_.best_step == state_.step ? " (the best on valid)" : ""));
+    if (state_.best_step != state_.step && state_.best_step > 0)
+      console_.print(fmt::format("best         {} ({:.4f} {} on valid)",
+                                 (checkpoints / checkpoint_name(state_.best_step)).string(), state_.best_bits_per_dim, unit()));
+    console_.print(concat("draw more    ", quote_command({options_.arguments[0], "sample", "--checkpoint", folder_.path().string()})));
+  }
+
+  EvalMetrics test_score(const Ema* ema) {
+    const auto known = metrics_->find("test", ema ? "ema" : "last", state_.step);
+    return known ? *known : score(Split::test, train_.test_windows, ema);
+  }
+
+  // What general compressors make of the very bytes that were scored.
+  void compare_with_compressors(const EvalMetrics& test) {
+    const std::string_view bytes = data_.bytes(Split::test).substr(0, static_cast<size_t>(test.n));
+    console_.print(fmt::format("the same {} bytes: gzip -9 {:.4f}, bzip2 -9 {:.4f}, this model {:.4f} bits per byte",
+                               format_count(test.n), gzip_bits_per_byte(bytes), bzip2_bits_per_byte(bytes), test.bits_per_dim));
+  }
+
+  void draw_samples() {
+    if (train_.sample_count == 0) return;
+    const fs::path path = folder_.samples() / (checkpoint_name(state_.step) + sample_extension(experiment_.medium));
+    if (!fs::exists(path)) {
+      const int64_t n_ctx = config_.model.n_ctx;
+      const int64_t length = train_.sample_length > 0 ? std::min(train_.sample_length, n_ctx) : n_ctx;
+      const AveragedWeights averaged(ema_.get());
+      const Tensor tokens = sample(model_,
+                                   {.count = train_.sample_count, .length = length, .temperature = train_.temperature,
+                                    .seed = train_.seed},
+                                   {}, [&](int64_t done) {
+                                     if (stop_requested()) throw Stopped();
+                                     if (console_.is_terminal()) console_.progress("sampling", done, length, "");
+                                   });
+      write_samples(path, tokens, experiment_.medium);
+      if (experiment_.medium == Medium::text)
+        console_.print("a sample:\n" + printable({reinterpret_cast<const char*>(tokens.data<uint8_t>()),
+                                                  static_cast<size_t>(std::min<int64_t>(length, 400))}));
+    }
+    console_.print("samples      " + path.string());
+  }
+
+  const Experiment& experiment_;
+  const Options& options_;
+  const ExperimentConfig config_;
+  const TrainConfig& train_;
+  const Dataset& data_;
+  RunDirectory& folder_;
+  Console& console_;
+  SparseTransformer model_;
+  Adam adam_;
+  std::unique_ptr<Ema> ema_;
+  std::unique_ptr<MetricsFile> metrics_;
+  RunState state_;
+  int64_t saved_step_ = -1;  // of a checkpoint on disk that has this state
+  double tokens_per_s_ = 0.0;
+};
+
+}  // namespace
+
+int train_command(const Experiment& experiment, const Options& options) {
+  ExperimentConfig config = resolve_config(options, experiment.program, experiment.default_preset);
+  if (options.print_config) {
+    std::cout << to_toml(config) << std::flush;
+    return 0;
+  }
+  Console console;
+  const bool default_data = config.data_path.empty();
+  const std::unique_ptr<Dataset> data = open_dataset(experiment, config);
+  if (default_data) console.print("no --data given: learning from the sample shipped with the source, " + config.data_path);
+  if (options.dry_run) {
+    const int64_t batch = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
+    console.print(concat("data: ", data->description(), "\n", to_toml(config), "\n", describe_plan(config, batch, 1),
+                         "dry run: nothing was written"));
+    return 0;
+  }
+  handle_stop_signals();
+  RunDirectory folder(options.out.empty() ? default_run_folder(config) : options.out);
+  int64_t step = 0;
+  try {
+    Trainer trainer(experiment, options, config, *data, folder, console);
+    try {
+      trainer.run();
+    } catch (...) {
+      step = trainer.step_done();
+      throw;
+    }
+  } catch (const std::exception& error) {
+    console.end_progress();
+    folder.record_failure(step, error.what());
+    throw;
+  }
+  return 0;
+}
+
+}  // namespace lacuna

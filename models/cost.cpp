@@ -1,0 +1,88 @@
+#include "models/cost.h"
+
+#include <algorithm>
+
+#include "autograd/parameters.h"
+#include "models/sparse_transformer.h"
+#include "ops/sparse_attention/view.h"
+
+namespace lacuna {
+namespace {
+
+constexpr int64_t kTileScratch = 4 << 20;  // bytes; tiles of all threads
+
+/// Elements of the flat buffers of autograd/parameters.h, whose pieces begin at multiples of 32 elements.
+int64_t flat_size(const std::vector<ParameterSpec>& specs) {
+  int64_t size = 0;
+  for (const ParameterSpec& spec : specs) size += (spec.shape.numel() + 31) / 32 * 32;
+  return size;
+}
+
+// Widths per token of what the graph of a block holds until backward has passed: every operation's inputs. In the
+// order of residual_block.cpp: norm_a, q, k, v, o, out, dropout, h + a, norm_b, ff.in, gelu, ff.out, dropout, sum; and
+// the statistics of two norms and of the softmax.
+int64_t block_width(const ModelConfig& config) {
+  const int64_t d = config.d_model, dropouts = config.dropout > 0.0f ? 2 : 0;
+  return (8 + dropouts) * d + 2 * config.qk_width() + 2 * config.ff_width() + 4 + config.n_heads;
+}
+
+}  // namespace
+
+int64_t attention_pairs(const PatternUnion& patterns, int64_t n) {
+  int64_t pairs = 0;
+  for (const Part& part : parts_of(patterns))
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t group = i % part.view.residues;
+      const Range keys = part.keys_of(group, i);
+      pairs += keys.end - keys.begin;
+      for (int64_t t = keys.begin; t < keys.end && !part.scattered_before.empty(); ++t)
+        pairs -= part.skips(i, part.view.keys(group).position(t));
+    }
+  return pairs;
+}
+
+ComputeCost compute_cost(const ModelConfig& config) {
+  ComputeCost cost;
+  cost.parameters = count_parameters(parameter_specs(config));
+
+  std::map<std::string, int64_t> known;  // pairs by layer pattern: most layers and heads repeat
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const LayerPattern& pattern = config.attention.for_layer(layer);
+    const auto [entry, is_new] = known.try_emplace(to_string(AttentionPattern{{pattern}}), 0);
+    for (int64_t head = 0; is_new && head < config.n_heads; ++head)
+      entry->second += attention_pairs(pattern.for_head(head), config.n_ctx);
+    cost.attention_pairs += entry->second;
+  }
+
+  const auto n = static_cast<double>(config.n_ctx), d = static_cast<double>(config.d_model);
+  const auto layers = static_cast<double>(config.n_layers), heads = static_cast<double>(config.n_heads);
+  const auto d_qk = static_cast<double>(config.qk_width()), d_ff = static_cast<double>(config.ff_width());
+  const double blocks = 2.0 * n * layers * (2.0 * d * d_qk + 2.0 * d * d + 2.0 * d * d_ff);
+  cost.forward_linear = blocks + 2.0 * n * d * static_cast<double>(config.n_vocab);
+  cost.forward_attention = 2.0 * (d_qk + d) / heads * static_cast<double>(cost.attention_pairs);
+  cost.training = 3.0 * cost.forward() + (config.recompute ? blocks + cost.forward_attention : 0.0);
+  return cost;
+}
+
+std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config, const TrainingSetup& setup) {
+  const int64_t element = size_of(setup.dtype), tokens = setup.batch * config.n_ctx;
+  const int64_t flat = element * flat_size(parameter_specs(config));
+
+  // Backward of the loss holds logits and their gradient, over the inputs of all blocks and the final norm. Backward of
+  // the last block is at its worst in its last product: all its insides but that product's result, the gradient of
+  // the block and that of the hidden layer.
+  const int64_t d = config.d_model, inside = block_width(config);
+  const int64_t below = (config.recompute ? d : inside) * config.n_layers + d;
+  const int64_t in_loss = below + d + 2 * config.n_vocab;
+  const int64_t in_block = below + (config.recompute ? inside : 0) - d + config.ff_width();
+
+  std::array<int64_t, kMemoryCategories> bytes{};
+  bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat;
+  bytes[static_cast<size_t>(MemoryCategory::gradients)] = flat;
+  bytes[static_cast<size_t>(MemoryCategory::optimizer)] = (setup.ema ? 3 : 2) * flat;
+  bytes[static_cast<size_t>(MemoryCategory::activations)] = element * tokens * std::max(in_loss, in_block);
+  bytes[static_cast<size_t>(MemoryCategory::workspace)] = element * tokens * d + kTileScratch;
+  return bytes;
+}
+
+}  // namespace lacuna

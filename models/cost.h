@@ -1,0 +1,52 @@
+#pragma once
+// What a model costs, known before anything is allocated.
+
+#include <array>
+
+#include "core/allocator.h"
+#include "core/dtype.h"
+#include "models/config.h"
+
+namespace lacuna {
+
+/// Number of (query, key) pairs that one head computes in a sequence of n positions: the pairs of the union of its
+/// patterns. Takes O(n) time, and O(pairs) where patterns of different views are merged.
+int64_t attention_pairs(const PatternUnion& patterns, int64_t n);
+
+/// Arithmetic of one sequence of n_ctx positions. A multiplication with its addition counts as 2 operations; what is
+/// not a matrix product (norms, activations, softmax, the optimizer) is not counted.
+struct ComputeCost {
+  int64_t parameters = 0;       // exact, of parameter_specs
+  int64_t attention_pairs = 0;  // over all heads and layers
+
+  // Matrices: 2 n_ctx (n_layers (2 d_model d_qk + 2 d_model^2 + 2 d_model d_ff) + d_model n_vocab).
+  double forward_linear = 0.0;
+
+  // q k^T and the weighted sum of v: 2 (d_qk + d_model) / n_heads for every pair.
+  double forward_attention = 0.0;
+
+  // A backward pass is two products for each of the forward pass, and recompute runs the blocks' forward pass once
+  // more: 3 forward, or nearly 4. What backward recomputes inside one operation is not counted.
+  double training = 0.0;
+
+  double forward() const { return forward_linear + forward_attention; }
+};
+ComputeCost compute_cost(const ModelConfig& config);
+
+struct TrainingSetup {
+  int64_t batch = 1;         // sequences in one forward and backward pass
+  DType dtype = DType::f32;  // of everything
+  bool ema = true;
+};
+
+/// Peak bytes of a training step by MemoryCategory, each at its own worst moment, in the terms of the allocator:
+///
+///   parameters, gradients  one flat buffer each (autograd/parameters.h)
+///   optimizer              two moments, and the average of `ema`
+///   activations            see cost.cpp; with recompute one [batch, n_ctx, d_model] per block and the largest of one
+///                          block's insides and the logits, without it the insides of all blocks
+///   workspace              a bound: partial sums and statistics of a call, at most one [batch, n_ctx, d_model], and
+///                          4 MiB for the tiles of the threads
+std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config, const TrainingSetup& setup);
+
+}  // namespace lacuna

@@ -1,0 +1,99 @@
+#include "models/residual_block.h"
+
+#include <algorithm>
+
+#include "ops/add/add.h"
+#include "ops/dropout/dropout.h"
+#include "ops/gelu/gelu.h"
+#include "ops/layer_norm/layer_norm.h"
+#include "ops/matmul/matmul.h"
+#include "ops/sparse_attention/decode.h"
+#include "ops/sparse_attention/sparse_attention.h"
+
+namespace lacuna {
+namespace {
+
+// Rows of a product while decoding. oneDNN's sgemm at d = 256 to 2048 takes as long per row for 4 rows as for 8 or 16,
+// and twice the time of a single row (Xeon, AVX-512).
+constexpr int64_t kRowGroup = 4;
+
+BlockParameters block_parameters(int64_t layer, const Parameters& parameters) {
+  const auto get = [&](const char* name) { return parameters[concat("blocks.", layer, '.', name)]; };
+  BlockParameters p;
+  p.norm_a_gain = get("norm_a.gain"), p.norm_a_bias = get("norm_a.bias");
+  p.q_weight = get("attention.q.weight"), p.q_bias = get("attention.q.bias");
+  p.k_weight = get("attention.k.weight"), p.k_bias = get("attention.k.bias");
+  p.v_weight = get("attention.v.weight"), p.v_bias = get("attention.v.bias");
+  p.out_weight = get("attention.out.weight"), p.out_bias = get("attention.out.bias");
+  p.norm_b_gain = get("norm_b.gain"), p.norm_b_bias = get("norm_b.bias");
+  p.ff_in_weight = get("ff.in.weight"), p.ff_in_bias = get("ff.in.bias");
+  p.ff_out_weight = get("ff.out.weight"), p.ff_out_bias = get("ff.out.bias");
+  return p;
+}
+
+/// Copies rows [batch, width] to row `position` of every sequence of a cache [batch, length, width].
+void store(const Tensor& rows, int64_t position, const Tensor& cache) {
+  const int64_t length = cache.dim(1), width = cache.dim(2);
+  for (int64_t b = 0; b < rows.dim(0); ++b)
+    copy(rows.slice(b, b + 1), cache.view((b * length + position) * width, {1, width}));
+}
+
+}  // namespace
+
+ResidualBlock::ResidualBlock(const ModelConfig& config, int64_t layer, const Parameters& parameters)
+    : p_(block_parameters(layer, parameters)),
+      pattern_(config.attention.for_layer(layer)),
+      layer_(layer),
+      n_heads_(config.n_heads),
+      dropout_(config.dropout) {}
+
+Variable ResidualBlock::operator()(const Variable& h, const Run& run) const {
+  const Variable a = dropout(attention(layer_norm(h, p_.norm_a_gain, p_.norm_a_bias)), dropout_, 2 * layer_, run);
+  const Variable h_a = h + a;
+  const Variable b =
+      dropout(feed_forward(layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias)), dropout_, 2 * layer_ + 1, run);
+  return h_a + b;
+}
+
+Variable ResidualBlock::attention(const Variable& x) const {
+  const Variable q = linear(x, p_.q_weight, p_.q_bias);
+  const Variable k = linear(x, p_.k_weight, p_.k_bias);
+  const Variable v = linear(x, p_.v_weight, p_.v_bias);
+  return linear(sparse_attention(q, k, v, pattern_, n_heads_), p_.out_weight, p_.out_bias);
+}
+
+Variable ResidualBlock::feed_forward(const Variable& x) const {
+  return linear(gelu(linear(x, p_.ff_in_weight, p_.ff_in_bias)), p_.ff_out_weight, p_.ff_out_bias);
+}
+
+Tensor ResidualBlock::decode(const Tensor& h, int64_t position, const Tensor& k_cache, const Tensor& v_cache) const {
+  const GradientMode no_gradients(false);
+  const Variable x(h);
+  const Tensor x_a = layer_norm(x, p_.norm_a_gain, p_.norm_a_bias).value();
+  store(linear_by_row_groups(x_a, p_.k_weight, p_.k_bias), position, k_cache);
+  store(linear_by_row_groups(x_a, p_.v_weight, p_.v_bias), position, v_cache);
+  const Tensor q = linear_by_row_groups(x_a, p_.q_weight, p_.q_bias);
+  const Tensor o = sparse_attention_decode(q, k_cache, v_cache, position, pattern_, n_heads_);
+  const Variable h_a = x + Variable(linear_by_row_groups(o, p_.out_weight, p_.out_bias));
+
+  const Tensor x_b = layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias).value();
+  const Tensor f = gelu(Variable(linear_by_row_groups(x_b, p_.ff_in_weight, p_.ff_in_bias))).value();
+  return (h_a + Variable(linear_by_row_groups(f, p_.ff_out_weight, p_.ff_out_bias))).value();
+}
+
+Tensor linear_by_row_groups(const Tensor& x, const Variable& weight, const Variable& bias) {
+  const GradientMode no_gradients(false);
+  const int64_t rows = x.dim(0), d_in = x.dim(1);
+  if (rows == kRowGroup) return linear(Variable(x), weight, bias).value();
+
+  const Tensor y = empty({rows, weight.dim(0)}, x.dtype(), x.device());
+  const Tensor group = zeros({kRowGroup, d_in}, x.dtype(), x.device());
+  for (int64_t begin = 0; begin < rows; begin += kRowGroup) {
+    const int64_t count = std::min(kRowGroup, rows - begin);
+    copy(x.slice(begin, begin + count), group.slice(0, count));
+    copy(linear(Variable(group), weight, bias).value().slice(0, count), y.slice(begin, begin + count));
+  }
+  return y;
+}
+
+}  // namespace lacuna

@@ -1,0 +1,45 @@
+#pragma once
+// One layer of the model.
+
+#include "autograd/parameters.h"
+#include "models/config.h"
+#include "ops/run.h"
+
+namespace lacuna {
+
+/// Weights of one residual block; names as in parameter_specs without the "blocks.{k}." prefix.
+struct BlockParameters {
+  Variable norm_a_gain, norm_a_bias;
+  Variable q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, out_weight, out_bias;
+  Variable norm_b_gain, norm_b_bias;
+  Variable ff_in_weight, ff_in_bias, ff_out_weight, ff_out_bias;
+};
+
+/// One residual block, Sec. 5.2 (eq. 11-13): h + a + b with a = dropout(attention(norm(h))),
+/// b = dropout(ff(norm(h + a))).
+class ResidualBlock {
+ public:
+  ResidualBlock(const ModelConfig& config, int64_t layer, const Parameters& parameters);
+
+  /// [batch, n, d_model] -> the same.
+  Variable operator()(const Variable& h, const Run& run) const;
+
+  /// The same for one position, h [batch, d_model], without dropout or gradients: fills row `position` of the caches
+  /// [batch, length, width] and reads the rows up to it.
+  Tensor decode(const Tensor& h, int64_t position, const Tensor& k_cache, const Tensor& v_cache) const;
+
+ private:
+  Variable attention(const Variable& x) const;
+  Variable feed_forward(const Variable& x) const;
+
+  BlockParameters p_;
+  LayerPattern pattern_;
+  int64_t layer_, n_heads_;
+  float dropout_;
+};
+
+/// linear(x, weight, bias) for x [rows, d_in], without gradients. The rows go through in groups of one fixed size, so
+/// a row's result has the same bits however many rows there are: matrix products round differently by shape.
+Tensor linear_by_row_groups(const Tensor& x, const Variable& weight, const Variable& bias = {});
+
+}  // namespace lacuna

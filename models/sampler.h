@@ -1,0 +1,43 @@
+#pragma once
+// Drawing sequences from a model.
+
+#include <functional>
+
+#include "models/sparse_transformer.h"
+
+namespace lacuna {
+
+struct SampleOptions {
+  int64_t count = 1;         // sequences, drawn together as a batch
+  int64_t length = 0;        // tokens of each, at most n_ctx; 0: n_ctx
+  double temperature = 1.0;  // logits are divided by it; 0: always the likeliest token
+  uint64_t seed = 0;
+};
+
+/// The state of incremental decoding: keys and values of all positions so far.
+class Decoder {
+ public:
+  /// Makes room for `length` positions; 0: n_ctx. Throws Error when `batch` < 1 or `length` is not in 0..n_ctx.
+  Decoder(const SparseTransformer& model, int64_t batch, int64_t length = 0);
+
+  /// Logits [batch, n_vocab] of the next position; `previous` u8 [batch] holds the tokens just before it and is
+  /// ignored at the first position. Equal to the training forward's logits at that position up to rounding.
+  /// Throws Error after `length` positions.
+  Tensor step(const Tensor& previous);
+
+  int64_t position() const { return position_; }
+
+ private:
+  const SparseTransformer& model_;
+  int64_t batch_, length_, position_ = 0;
+  std::vector<Tensor> k_cache_, v_cache_;  // per layer [batch, length, width]
+};
+
+/// Samples u8 [count, length]. The first prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be
+/// undefined). Sequence s depends only on the weights, the prompt, the temperature, the seed and s, not on count.
+/// `progress` is called with the number of positions done. Throws UsageError for options out of range or a prompt
+/// longer than length.
+Tensor sample(const SparseTransformer& model, const SampleOptions& options, const Tensor& prompt = {},
+              const std::function<void(int64_t)>& progress = {});
+
+}  // namespace lacuna

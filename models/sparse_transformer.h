@@ -1,0 +1,56 @@
+#pragma once
+// The model.
+
+#include <vector>
+
+#include "autograd/parameters.h"
+#include "models/config.h"
+#include "models/residual_block.h"
+#include "ops/run.h"
+
+namespace lacuna {
+
+/// All parameters of a model, in the order of a checkpoint, with documented names:
+/// embedding.token [n_vocab, d], embedding.position.{0,1,2} [extent, d], embedding.start [d],
+/// blocks.{k}.norm_a.{gain,bias}, blocks.{k}.attention.{q,k,v,out}.{weight,bias}, blocks.{k}.norm_b.{gain,bias},
+/// blocks.{k}.ff.{in,out}.{weight,bias}, norm.{gain,bias}, logits.weight [n_vocab, d]. Weights are [d_out, d_in].
+/// Allocates nothing.
+std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
+
+/// An autoregressive Transformer over bytes with sparse attention. A graph that it recorded reads its weights in
+/// backward, so the model must live as long.
+class SparseTransformer {
+ public:
+  /// Validates the configuration, allocates and initializes. Logits begin at zero, so the first loss is ln n_vocab.
+  SparseTransformer(const ModelConfig& config, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
+
+  SparseTransformer(const SparseTransformer&) = delete;
+  SparseTransformer& operator=(const SparseTransformer&) = delete;
+
+  /// Logits [batch, n, n_vocab] for tokens u8 [batch, n], n <= n_ctx: those at position t depend on tokens before t.
+  Variable operator()(const Tensor& tokens, const Run& run) const;
+
+  /// Mean loss in nats over all tokens.
+  Variable loss(const Tensor& tokens, const Run& run) const;
+
+  /// Logits [batch, n_vocab] of one position, without dropout or gradients, equal to operator()'s up to rounding.
+  /// `previous` u8 [batch] holds the tokens just before it and is not read at position 0. Reads and fills the caches,
+  /// one per layer; k_cache [batch, length, qk_width], v_cache [batch, length, d_model].
+  Tensor decode(const Tensor& previous, int64_t position, const std::vector<Tensor>& k_cache,
+                const std::vector<Tensor>& v_cache) const;
+
+  const ModelConfig& config() const { return config_; }
+  const Parameters& parameters() const { return parameters_; }
+
+ private:
+  /// The input [batch, d_model] of the first layer at one position.
+  Tensor embed(const Tensor& previous, int64_t position, int64_t batch) const;
+
+  ModelConfig config_;
+  Parameters parameters_;
+  Variable token_, start_, norm_gain_, norm_bias_, logits_weight_;
+  std::vector<Variable> position_;
+  std::vector<ResidualBlock> blocks_;
+};
+
+}  // namespace lacuna

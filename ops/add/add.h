@@ -1,0 +1,12 @@
+#pragma once
+// Sums.
+
+#include "autograd/variable.h"
+
+namespace lacuna {
+
+/// y = a + b, element by element; a, b and y have one shape and dtype (f32 or f64). Throws Error otherwise.
+Variable add(const Variable& a, const Variable& b);
+inline Variable operator+(const Variable& a, const Variable& b) { return add(a, b); }
+
+}  // namespace lacuna

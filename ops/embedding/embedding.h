@@ -1,0 +1,29 @@
+#pragma once
+// From tokens to vectors.
+
+#include <vector>
+
+#include "autograd/variable.h"
+
+namespace lacuna {
+
+/// The input of the first layer: the sum of a token's vector and those of its position, shifted right by one.
+///
+///   h[b, 0] = start
+///   h[b, t] = token[x[b, t-1]] + sum over tables p of position[p][coordinate p of t-1]        t >= 1
+///
+/// The coordinates of a position are its digits in the mixed radix of the tables' extents, the last one fastest:
+/// (row, column, channel) of an image, (row, column) of a text laid out in rows.
+///
+///   tokens    [batch, n_ctx]     u8, each below n_vocab
+///   token     [n_vocab, d_model] f32 or f64
+///   position  tables [extent, d_model], at least one; product of the extents >= n_ctx
+///   start     [d_model]
+///   h         [batch, n_ctx, d_model]
+///
+/// Throws Error when shapes, dtypes or devices disagree or a token is out of range.
+/// Source: Sec. 5.3, eq. 15; the shift after the addition follows the authors' distribution_augmentation code.
+Variable embedding(const Tensor& tokens, const Variable& token, const std::vector<Variable>& position,
+                   const Variable& start);
+
+}  // namespace lacuna

@@ -1,0 +1,78 @@
+#include "ops/matmul/matmul.h"
+
+#include <vector>
+
+#include "core/dispatch.h"
+#include "ops/matmul/matmul_kernels.h"
+
+namespace lacuna {
+namespace {
+
+// op(a) op(b) in a new [m, n] matrix.
+Tensor product(bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, int64_t m, int64_t n) {
+  Tensor c = empty({m, n}, a.dtype(), a.device());
+  LACUNA_DISPATCH(a.device(), matrix_product, transpose_a, a, transpose_b, b, 0.0, c);
+  return c;
+}
+
+// op(a) op(b) as the gradient of input `i`, a matrix [m, n]: added to the input's buffer if it has one, else returned.
+Tensor product_as_gradient(const Needs& needs, size_t i, bool transpose_a, const Tensor& a, bool transpose_b,
+                           const Tensor& b, int64_t m, int64_t n) {
+  if (!needs.wants(i)) return {};
+  const Tensor accumulator = needs.accumulator(i);
+  if (!accumulator.defined()) return product(transpose_a, a, transpose_b, b, m, n);
+  LACUNA_DISPATCH(a.device(), matrix_product, transpose_a, a, transpose_b, b, 1.0, accumulator);
+  return {};
+}
+
+}  // namespace
+
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+  check_same_dtype_and_device("linear", {x, weight});
+  if (bias.defined()) check_same_dtype_and_device("linear", {x, bias});
+  check(weight.shape().rank() == 2, "linear: weight must be [d_out, d_in], got ", weight.shape());
+  const int64_t d_out = weight.dim(0), d_in = weight.dim(1);
+  check(x.shape().rank() >= 1 && x.dim(-1) == d_in, "linear: x must be [..., ", d_in, "] for weight ", weight.shape(),
+        ", got ", x.shape());
+  check(!bias.defined() || bias.shape() == Shape{d_out}, "linear: bias must be ", Shape{d_out}, " for weight ",
+        weight.shape(), ", got ", bias.defined() ? bias.shape() : Shape{});
+
+  int64_t rows = 1;
+  std::vector<int64_t> y_dims(x.shape().dims().begin(), x.shape().dims().end());
+  y_dims.back() = d_out;
+  for (size_t i = 0; i + 1 < y_dims.size(); ++i) rows *= y_dims[i];
+
+  const Tensor x_rows = x.value().reshape({rows, d_in});
+  Tensor y = empty({rows, d_out}, x.dtype(), x.device());
+  if (bias.defined()) LACUNA_DISPATCH(x.device(), broadcast_row, bias.value(), y);
+  LACUNA_DISPATCH(x.device(), matrix_product, false, x_rows, true, weight.value(), bias.defined() ? 1.0 : 0.0, y);
+
+  auto backward = [x_rows, weight = weight.value(), x_shape = x.shape()](const Tensor& dy, const Needs& needs) {
+    const int64_t rows = x_rows.dim(0), d_out = weight.dim(0), d_in = weight.dim(1);
+    const Tensor dy_rows = dy.reshape({rows, d_out});
+    Grads grads(3);
+    if (needs.wants(0)) grads[0] = product(false, dy_rows, false, weight, rows, d_in).reshape(x_shape);
+    grads[1] = product_as_gradient(needs, 1, true, dy_rows, false, x_rows, d_out, d_in);
+    if (needs.wants(2)) {
+      grads[2] = empty({d_out}, dy.dtype(), dy.device());
+      LACUNA_DISPATCH(dy.device(), sum_of_rows, dy_rows, grads[2]);
+    }
+    return grads;
+  };
+  return record("linear", y.reshape(Shape(y_dims)), {x, weight, bias}, backward);
+}
+
+Variable matmul(const Variable& a, const Variable& b) {
+  check_same_dtype_and_device("matmul", {a, b});
+  check(a.shape().rank() == 2 && b.shape().rank() == 2 && a.dim(1) == b.dim(0),
+        "matmul: a and b must be [m, k] and [k, n], got ", a.shape(), " and ", b.shape());
+
+  const Tensor c = product(false, a.value(), false, b.value(), a.dim(0), b.dim(1));
+  auto backward = [a = a.value(), b = b.value()](const Tensor& dc, const Needs& needs) {
+    return Grads{product_as_gradient(needs, 0, false, dc, true, b, a.dim(0), a.dim(1)),
+                 product_as_gradient(needs, 1, true, a, false, dc, b.dim(0), b.dim(1))};
+  };
+  return record("matmul", c, {a, b}, backward);
+}
+
+}  // namespace lacuna

@@ -1,0 +1,119 @@
+#include <algorithm>
+
+#include <dnnl.h>
+
+#include "core/parallel.h"
+#include "ops/column_sum.h"
+#include "ops/matmul/matmul.h"
+#include "ops/matmul/matmul_kernels.h"
+
+namespace lacuna {
+namespace {
+
+// The f64 product. One task computes a kTile x kTile tile of C: it packs kDepth columns of op(A) and rows of op(B) at a
+// time, as panels of kStrip rows or columns, zero-padded, and multiplies a panel by a panel in registers.
+constexpr int64_t kTile = 64, kDepth = 128, kStrip = 4;
+
+/// A matrix as stored, read as op(X).
+struct Operand {
+  const double* data;
+  int64_t row_step, col_step;
+  double operator()(int64_t row, int64_t col) const { return data[row * row_step + col * col_step]; }
+};
+
+Operand operand(bool transpose, const double* data, int64_t ld) {
+  return transpose ? Operand{data, 1, ld} : Operand{data, ld, 1};
+}
+
+/// panel [kTile / kStrip, depth, kStrip]: element (strip, k, i) = x(first + strip * kStrip + i, k0 + k), 0 from `end` on.
+void pack(const Operand& x, int64_t first, int64_t end, int64_t k0, int64_t depth, double* panel) {
+  for (int64_t strip = first; strip < first + kTile; strip += kStrip, panel += depth * kStrip)
+    for (int64_t i = 0; i < kStrip; ++i)
+      for (int64_t k = 0; k < depth; ++k) panel[k * kStrip + i] = strip + i < end ? x(strip + i, k0 + k) : 0.0;
+}
+
+/// sum [kStrip, kStrip], rows kTile apart, += a b for one panel strip of each.
+void multiply_strips(const double* __restrict__ a, const double* __restrict__ b, int64_t depth, double* sum) {
+  double acc[kStrip][kStrip] = {};
+  for (int64_t k = 0; k < depth; ++k, a += kStrip, b += kStrip)
+    for (int64_t i = 0; i < kStrip; ++i)
+      for (int64_t j = 0; j < kStrip; ++j) acc[i][j] += a[i] * b[j];
+  for (int64_t i = 0; i < kStrip; ++i)
+    for (int64_t j = 0; j < kStrip; ++j) sum[i * kTile + j] += acc[i][j];
+}
+
+}  // namespace
+
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
+          const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if (k == 0) {  // oneDNN would leave C as it is
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
+    return;
+  }
+  const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b,
+                                          ldb, beta, c, ldc);
+  check(status == dnnl_success, "gemm: oneDNN refused [", m, ", ", k, "] times [", k, ", ", n, "] with row distances ",
+        lda, ", ", ldb, ", ", ldc, " (status ", static_cast<int>(status), ")");
+}
+
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
+          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  const Operand op_a = operand(transpose_a, a, lda), op_b_transposed = operand(!transpose_b, b, ldb);
+  const int64_t tiles_m = (m + kTile - 1) / kTile, tiles_n = (n + kTile - 1) / kTile;
+  const int64_t tiles = tiles_m * tiles_n;
+#pragma omp parallel for schedule(static) if (tiles > 1)
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t i0 = tile / tiles_n * kTile, j0 = tile % tiles_n * kTile;
+    double panel_a[kTile * kDepth], panel_b[kTile * kDepth];
+    double sum[kTile * kTile] = {};
+    for (int64_t k0 = 0; k0 < k; k0 += kDepth) {
+      const int64_t depth = std::min(kDepth, k - k0);
+      pack(op_a, i0, m, k0, depth, panel_a);
+      pack(op_b_transposed, j0, n, k0, depth, panel_b);
+      for (int64_t i = 0; i < kTile; i += kStrip)
+        for (int64_t j = 0; j < kTile; j += kStrip)
+          multiply_strips(panel_a + i * depth, panel_b + j * depth, depth, sum + i * kTile + j);
+    }
+    for (int64_t i = i0; i < std::min(m, i0 + kTile); ++i)
+      for (int64_t j = j0; j < std::min(n, j0 + kTile); ++j) {
+        const double product = alpha * sum[(i - i0) * kTile + j - j0];
+        c[i * ldc + j] = beta == 0.0 ? product : product + beta * c[i * ldc + j];
+      }
+  }
+}
+
+namespace cpu {
+
+void matrix_product(Stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
+                    const Tensor& c) {
+  dispatch_f32_f64(c.dtype(), "matmul", [&]<class T>() {
+    const int64_t k = a.dim(transpose_a ? 0 : 1);
+    gemm(transpose_a, transpose_b, c.dim(0), c.dim(1), k, T{1}, a.data<T>(), a.dim(1), b.data<T>(), b.dim(1),
+         static_cast<T>(beta), c.data<T>(), c.dim(1));
+  });
+}
+
+void broadcast_row(Stream, const Tensor& row, const Tensor& y) {
+  dispatch_f32_f64(y.dtype(), "linear", [&]<class T>() {
+    const T* const from = row.data<T>();
+    T* const to = y.data<T>();
+    const int64_t cols = row.numel();
+    parallel_for(
+        y.dim(0),
+        [=](int64_t begin, int64_t end) {
+          for (int64_t r = begin; r < end; ++r) std::copy_n(from, cols, to + r * cols);
+        },
+        /*grain=*/64);
+  });
+}
+
+void sum_of_rows(Stream, const Tensor& x, const Tensor& sum) {
+  dispatch_f32_f64(x.dtype(), "linear", [&]<class T>() {
+    column_sum(x.data<T>(), x.dim(0), x.dim(1), sum.data<T>());
+  });
+}
+
+}  // namespace cpu
+}  // namespace lacuna

@@ -1,0 +1,16 @@
+#pragma once
+#include "core/tensor.h"
+
+namespace lacuna::cpu {
+
+/// c = op(a) op(b) + beta c for matrices, op(x) = x or its transpose.
+void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
+                    const Tensor& c);
+
+/// Every row of y [rows, cols] = row [cols].
+void broadcast_row(Stream stream, const Tensor& row, const Tensor& y);
+
+/// sum [cols] = the sum of the rows of x [rows, cols].
+void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum);
+
+}  // namespace lacuna::cpu

@@ -1,0 +1,38 @@
+#pragma once
+// The kernels behind sparse_attention, one set per device.
+
+#include <cstdint>
+#include <vector>
+
+#include "core/device.h"
+#include "core/tensor.h"
+#include "ops/sparse_attention/view.h"
+
+namespace lacuna {
+
+/// Sizes of one call, and what each head attends to.
+struct AttentionProblem {
+  int64_t batch = 0, n = 0, n_heads = 0, d_qk = 0, d_v = 0;
+  std::vector<std::vector<Part>> heads;  // [n_heads]
+};
+
+/// What backward reads: the inputs, and from forward the output and the log-sum-exp of each row's scores.
+struct AttentionSaved {
+  Tensor q, k, v, o, lse;  // lse [batch, n_heads, n]
+};
+
+struct AttentionGrads {
+  Tensor dq, dk, dv;
+};
+
+namespace cpu {
+
+/// Writes o and lse = log sum_j exp(q . k_j / sqrt(d_qk)), with o = 0 and lse = -inf for a row without keys.
+void attention_forward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved);
+
+/// Writes the gradients in q, k and v from the gradient d_o in o.
+void attention_backward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
+                        const AttentionGrads& grads);
+
+}  // namespace cpu
+}  // namespace lacuna

@@ -1,0 +1,14 @@
+#pragma once
+// Checks of byte tokens.
+
+#include <cstdint>
+
+#include "core/tensor.h"
+
+namespace lacuna {
+
+/// Throws Error that names `op`, the place and the value of the first token that is not below `n_vocab`, or says that
+/// `tokens` are not u8.
+void check_tokens(const char* op, const char* name, const Tensor& tokens, int64_t n_vocab);
+
+}  // namespace lacuna

@@ -1,0 +1,267 @@
+#include "ops/sparse_attention/pattern.h"
+
+#include <doctest/doctest.h>
+#include <rapidcheck.h>
+
+#include <set>
+
+#include "core/error.h"
+#include "core/text_distance.h"
+#include "ops/sparse_attention/view.h"
+#include "tests/ops/sparse_attention/random_patterns.h"
+
+using namespace lacuna;
+
+namespace {
+
+using Pairs = std::set<std::pair<int64_t, int64_t>>;
+
+/// The pairs of a pattern as the paper lists them: by walking over the keys, not by asking about a pair.
+Pairs listed(const Pattern& pattern, int64_t n) {
+  Pairs pairs;
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::holds_alternative<Dense>(pattern))
+      for (int64_t j = 0; j <= i; ++j) pairs.insert({i, j});
+    if (const auto* p = std::get_if<Local>(&pattern))
+      for (int64_t back = 0; back < p->window && i - back >= 0; ++back) pairs.insert({i, i - back});
+    if (const auto* p = std::get_if<Column>(&pattern))
+      for (int64_t j = i; j >= 0; j -= p->stride) pairs.insert({i, j});
+    if (const auto* p = std::get_if<FixedBlock>(&pattern)) {
+      int64_t start = 0;
+      while (start + p->stride <= i) start += p->stride;
+      for (int64_t j = start; j <= i; ++j) pairs.insert({i, j});
+    }
+    if (const auto* p = std::get_if<FixedSummary>(&pattern))
+      for (int64_t start = 0; start <= i; start += p->stride) {
+        const int64_t end = start + p->stride - p->sub_block * p->c;
+        for (int64_t j = end - p->c; j < end && j <= i; ++j) pairs.insert({i, j});
+      }
+  }
+  return pairs;
+}
+
+Pairs pairs_of(const PatternUnion& patterns, int64_t n) {
+  Pairs pairs;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j)
+      if (attends(patterns, i, j)) pairs.insert({i, j});
+  return pairs;
+}
+
+/// The pairs (i, j) that information can take from j to i through layers first to last, each with a residual path.
+Pairs reachable(const std::vector<PatternUnion>& layers, int64_t n) {
+  Pairs paths;
+  for (int64_t i = 0; i < n; ++i) paths.insert({i, i});
+  for (const PatternUnion& layer : layers) {
+    Pairs longer = paths;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t via = 0; via <= i; ++via)
+        if (attends(layer, i, via))
+          for (int64_t j = 0; j <= via; ++j)
+            if (paths.count({via, j})) longer.insert({i, j});
+    paths = longer;
+  }
+  return paths;
+}
+
+std::string message_of(const std::function<void()>& fn) {
+  try {
+    fn();
+  } catch (const UsageError& error) {
+    return error.what();
+  }
+  return "no UsageError";
+}
+
+}  // namespace
+
+TEST_CASE("pattern: every mask is the set that the paper lists") {
+  CHECK(rc::check([] {
+    const int64_t n = *rc::gen::inRange(1, 60);
+    Pattern pattern = random_pattern(25, 2);
+    if (auto* p = std::get_if<FixedSummary>(&pattern)) p->sub_block = *rc::gen::inRange<int64_t>(0, p->sub_blocks);
+    RC_ASSERT(pairs_of({pattern}, n) == listed(pattern, n));
+  }));
+}
+
+TEST_CASE("pattern: the view lists exactly the keys of the predicate, each once, as monotone intervals") {
+  CHECK(rc::check([] {
+    const int64_t n = *rc::gen::inRange(1, 80);
+    const PatternUnion patterns = LayerPattern{{random_union(25, 2)}}.for_head(*rc::gen::inRange(0, 2));
+    const std::vector<Part> parts = parts_of(patterns);
+    size_t visited = 0;
+    Pairs pairs;
+    for (int64_t i = 0; i < n; ++i)
+      for_each_key(parts, i, [&](int64_t j) {
+        pairs.insert({i, j});
+        ++visited;
+      });
+    RC_ASSERT(pairs == pairs_of(patterns, n));
+    RC_ASSERT(visited == pairs.size());
+
+    for (const Part& part : parts) {
+      int64_t queries = 0;
+      for (int64_t group = 0; group < part.view.groups(n); ++group) {
+        const Strip strip = part.view.queries(group);
+        Range before{0, 0};
+        for (int64_t r = 0; r < strip.rank(n); ++r, ++queries) {
+          const Range keys = part.keys_of(group, strip.position(r));
+          RC_ASSERT(keys.begin >= before.begin);
+          RC_ASSERT(keys.end >= before.end);
+          RC_ASSERT(keys.begin <= keys.end);
+          before = keys;
+        }
+      }
+      RC_ASSERT(queries == n);  // every position is a query of one group
+    }
+  }));
+}
+
+TEST_CASE("strip: rank counts the elements before a position") {
+  CHECK(rc::check([] {
+    Strip strip;
+    strip.first = *rc::gen::inRange(0, 10);
+    strip.width = *rc::gen::inRange(1, 6);
+    strip.period = strip.width + *rc::gen::inRange(strip.width == 1 ? 0 : 1, 6);
+    int64_t count = 0;
+    for (int64_t p = 0; p < 60; ++p) {
+      RC_ASSERT(strip.rank(p) == count);
+      if (strip.position(count) == p) ++count;
+    }
+  }));
+}
+
+TEST_CASE("pattern: head h takes sub-block h mod sub_blocks, counted from the end of the block") {
+  const LayerPattern layer{{{FixedSummary{8, 2, 4}}}};
+  for (int64_t h = 0; h < 8; ++h) {
+    const PatternUnion head = layer.for_head(h);
+    for (int64_t j = 0; j < 8; ++j) CHECK(attends(head, 100, j) == (j / 2 == 3 - h % 4));
+  }
+  const LayerPattern split{{{Local{3}}, {Column{5}}}};
+  CHECK(split.for_head(4) == PatternUnion{Local{3}});
+  CHECK(split.for_head(5) == PatternUnion{Column{5}});
+}
+
+TEST_CASE("pattern: what the factorizations reach, as the paper claims") {
+  const int64_t n = 40, l = 8, c = 2;
+  const Pairs all = pairs_of({Dense{}}, n);
+  for (const int64_t window : {l, l + 1}) {
+    CHECK(reachable({{Local{window}}, {Column{l}}}, n) == all);
+    CHECK(reachable({{Column{l}}, {Local{window}}}, n) == all);
+  }
+  const FixedSummary last{l, c};
+  CHECK(reachable({{FixedBlock{l}}, {last}}, n) == all);
+  CHECK(reachable({{last}, {FixedBlock{l}}}, n) != all);
+  CHECK(reachable({{last}, {FixedBlock{l}}, {last}}, n) == all);
+
+  FixedSummary second = last;  // a sub-block that is not the last one: the tail of a block cannot leave it
+  second.sub_blocks = 2;
+  second.sub_block = 1;
+  CHECK(reachable({{FixedBlock{l}, second}, {FixedBlock{l}, second}, {FixedBlock{l}, second}}, n) != all);
+
+  PatternUnion heads;  // l / c distinct sub-blocks over the heads: full causal attention in one layer
+  const LayerPattern layer{{{FixedBlock{l}, FixedSummary{l, c, l / c}}}};
+  for (int64_t h = 0; h < l / c; ++h)
+    for (const Pattern& pattern : layer.for_head(h)) heads.push_back(pattern);
+  CHECK(pairs_of(heads, n) == all);
+
+  for (int64_t i = 0; i < n; ++i) {  // split fixed heads: the first l - c rows have no summary to look at
+    bool any = false;
+    for (int64_t j = 0; j < n; ++j) any = any || last(i, j);
+    CHECK(any == (i >= l - c));
+  }
+}
+
+TEST_CASE("pattern: mean and largest number of keys at the paper's sizes") {
+  const auto keys = [](const PatternUnion& patterns, int64_t n) {
+    const std::vector<Part> parts = parts_of(patterns);
+    int64_t sum = 0, most = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t count = 0;
+      for (const Part& part : parts) {
+        const Range range = part.keys_of(i % part.view.residues, i);
+        count += range.end - range.begin;
+      }
+      sum += count;
+      most = std::max(most, count);
+    }
+    return std::pair(std::round(10.0 * static_cast<double>(sum) / static_cast<double>(n)) / 10, most);
+  };
+  CHECK(keys({Local{96}}, 3072) == std::pair(94.5, int64_t{96}));
+  CHECK(keys({Column{96}}, 3072) == std::pair(16.5, int64_t{32}));
+  CHECK(keys({Local{96}, Column{96}}, 3072).first == 110.0);
+  CHECK(keys({FixedBlock{96}, FixedSummary{96, 32}}, 3072) == std::pair(544.5, int64_t{1088}));
+  CHECK(keys({FixedBlock{128}, FixedSummary{128, 32}}, 12288) == std::pair(1584.5, int64_t{3168}));
+}
+
+TEST_CASE("pattern: text round trip") {
+  for (const std::string text :
+       {"dense", "local(window=96) | column(stride=96)",
+        "column(stride=96), local(window=96), local(window=96), local(window=96)",
+        "fixed_block(stride=128) + fixed_summary(stride=128, c=32, sub_blocks=4)",
+        "dense, fixed_summary(stride=8, c=8) + local(window=1) | dense"})
+    CHECK(to_string(parse_attention(text)) == text);
+
+  const AttentionPattern parsed = parse_attention("\tfixed_summary( c=8 ,stride=16 )+dense( ) |\n local(window = 3),dense");
+  CHECK(parsed == AttentionPattern{{{{{FixedSummary{16, 8}, Dense{}}, {Local{3}}}}, {{{Dense{}}}}}});
+
+  CHECK(rc::check([] {
+    AttentionPattern attention;
+    for (int layers = *rc::gen::inRange(1, 4); layers > 0; --layers) attention.layers.push_back(random_layer(1000, 4));
+    RC_ASSERT(parse_attention(to_string(attention)) == attention);
+    validate(attention, 4);
+  }));
+}
+
+TEST_CASE("pattern: a mistake in the text is named") {
+  const auto error = [](const char* text) { return message_of([=] { parse_attention(text); }); };
+  CHECK(error("column(stride=0)") == "column: stride must be at least 1, got 0");
+  CHECK(error("local(window=-3)") == "local: window must be at least 1, got -3");
+  CHECK(error("fixed_block(stride=0)") == "fixed_block: stride must be at least 1, got 0");
+  CHECK(error("fixed_summary(stride=8, c=0)") == "fixed_summary: c must be at least 1, got 0");
+  CHECK(error("fixed_summary(stride=8, c=2, sub_blocks=0)") == "fixed_summary: sub_blocks must be at least 1, got 0");
+  CHECK(error("fixed_summary(stride=8, c=3, sub_blocks=3)") ==
+        "fixed_summary: c * sub_blocks must be at most stride, got 3 * 3 > 8");
+  CHECK(error("colum(stride=8)") == "attention: no pattern is called 'colum'; did you mean 'column'?");
+  CHECK(error("fixed(stride=8)") == "attention: no pattern is called 'fixed'");
+  CHECK(error("local(widow=8)") == "local: no field is called 'widow'; did you mean 'window'?");
+  CHECK(error("dense(stride=8)") == "dense: no field is called 'stride'");
+  CHECK(error("column") == "column: stride is missing, as in column(stride=128)");
+  CHECK(error("fixed_summary(stride=8)") == "fixed_summary: c is missing, as in fixed_summary(c=128)");
+  CHECK(error("local(window=8, window=9)") == "local: window is given twice");
+  CHECK(error("local(window=x)") == "local: window must be a whole number, got 'x)'");
+  CHECK(error("local(window=99999999999999999999)") ==
+        "local: window must be a whole number, got '999999999999'");
+  CHECK(error("local(window=8") == "local: expected ',' or ')', got the end");
+  CHECK(error("local(window 8)") == "local: expected '=' after window, got '8)'");
+  CHECK(error("local(=8)") == "attention: expected a field, got '=8)'");
+  CHECK(error("") == "attention: expected a pattern, got the end");
+  CHECK(error("dense +") == "attention: expected a pattern, got the end");
+  CHECK(error("dense, , dense") == "attention: expected a pattern, got ', dense'");
+  CHECK(error("dense dense") == "attention: expected ',', '|', '+' or the end, got 'dense'");
+  CHECK(error("local(window=8.5)") == "local: expected ',' or ')', got '.5)'");
+}
+
+TEST_CASE("pattern: validate checks fields and heads") {
+  const auto error = [](const AttentionPattern& attention, int64_t n_heads) {
+    return message_of([&] { validate(attention, n_heads); });
+  };
+  CHECK(error({{{{{Column{0}}}}}}, 1) == "column: stride must be at least 1, got 0");
+  CHECK(error({{{{{Local{}}}}}}, 1) == "local: window must be at least 1, got 0");
+  CHECK(error(parse_attention("dense"), 0) == "attention: n_heads must be at least 1, got 0");
+  CHECK(error({}, 1) == "attention: needs at least one layer's pattern, got none");
+  CHECK(error({{LayerPattern{}}}, 1) == "attention: a layer needs at least one pattern, got none");
+  CHECK(error({{LayerPattern{{{}}}}}, 1) == "attention: a head needs at least one pattern, got none");
+  CHECK(error(parse_attention("local(window=2) | dense"), 3) ==
+        "attention: n_heads must be a multiple of the 2 patterns that '|' splits the heads over, got 3");
+  CHECK(error(parse_attention("dense, fixed_summary(stride=8, c=2, sub_blocks=4)"), 6) ==
+        "fixed_summary: n_heads must be a multiple of sub_blocks, got 6 heads and sub_blocks 4");
+  validate(parse_attention("fixed_summary(stride=8, c=2, sub_blocks=4)"), 8);
+}
+
+TEST_CASE("text distance") {
+  CHECK(edit_distance("", "abc") == 3);
+  CHECK(edit_distance("kitten", "sitting") == 3);
+  CHECK(suggestion("windo", {"stride", "window"}) == "; did you mean 'window'?");
+  CHECK(suggestion("zzzz", {"stride", "window"}).empty());
+}

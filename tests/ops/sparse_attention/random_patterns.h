@@ -1,0 +1,42 @@
+#pragma once
+// Random attention patterns for property tests.
+
+#include <rapidcheck.h>
+
+#include "ops/sparse_attention/pattern.h"
+
+namespace lacuna {
+
+/// Any one pattern with fields up to about `largest`.
+inline Pattern random_pattern(int64_t largest, int64_t n_heads) {
+  const auto field = [=] { return *rc::gen::inRange<int64_t>(1, largest + 1); };
+  switch (*rc::gen::inRange(0, 5)) {
+    case 0: return Dense{};
+    case 1: return Local{field()};
+    case 2: return Column{field()};
+    case 3: return FixedBlock{field()};
+    default: {
+      FixedSummary p;
+      p.sub_blocks = n_heads % 2 == 0 ? *rc::gen::inRange<int64_t>(1, 3) : 1;
+      p.c = field();
+      p.stride = p.c * p.sub_blocks + *rc::gen::inRange<int64_t>(0, largest + 1);
+      return p;
+    }
+  }
+}
+
+inline PatternUnion random_union(int64_t largest, int64_t n_heads) {
+  PatternUnion patterns;
+  for (int count = *rc::gen::inRange(1, 4); count > 0; --count) patterns.push_back(random_pattern(largest, n_heads));
+  return patterns;
+}
+
+/// A layer for `n_heads` heads, merged or split or both.
+inline LayerPattern random_layer(int64_t largest, int64_t n_heads) {
+  LayerPattern layer;
+  for (int64_t splits = n_heads % 2 == 0 ? *rc::gen::inRange(1, 3) : 1; splits > 0; --splits)
+    layer.heads.push_back(random_union(largest, n_heads));
+  return layer;
+}
+
+}  // namespace lacuna

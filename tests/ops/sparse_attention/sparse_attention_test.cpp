@@ -1,0 +1,372 @@
+#include "ops/sparse_attention/sparse_attention.h"
+
+#include <doctest/doctest.h>
+#include <hwy/targets.h>
+#include <omp.h>
+#include <rapidcheck.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "autograd/gradcheck.h"
+#include "core/allocator.h"
+#include "ops/sparse_attention/decode.h"
+#include "ops/sparse_attention/kernels.h"
+#include "ops/sparse_attention/tiles_cpu.h"
+#include "tests/ops/sparse_attention/random_patterns.h"
+
+using namespace lacuna;
+
+namespace {
+
+struct Case {
+  int64_t batch, n, n_heads, d_qk, d_v;
+  LayerPattern pattern;
+};
+
+template <class T>
+std::vector<T> random_numbers(int64_t count, uint64_t seed) {
+  const Rng rng(seed, RandomPurpose::test);
+  std::vector<T> x(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) x[static_cast<size_t>(i)] = static_cast<T>(static_cast<float>(rng.normal({}, i)));
+  return x;
+}
+
+/// Output and gradients; the loss is the output contracted with d_o.
+template <class T>
+struct Result {
+  std::vector<T> o, dq, dk, dv;
+};
+
+template <class T>
+struct Inputs {
+  std::vector<T> q, k, v, d_o;  // the same f32 numbers in either dtype
+
+  explicit Inputs(const Case& c)
+      : q(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_qk, 1)),
+        k(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_qk, 2)),
+        v(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_v, 3)),
+        d_o(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_v, 4)) {}
+};
+
+/// The f64 answer, and for each number the size of what was summed for it, by which rounding errors are judged.
+struct Exact {
+  Result<double> value, size;
+};
+
+/// Dense attention under the mask of pattern.h, pair by pair from the equations.
+Exact dense_masked(const Case& c) {
+  const Inputs<double> in(c);
+  const Result<double> zero{std::vector<double>(in.v.size()), std::vector<double>(in.q.size()),
+                            std::vector<double>(in.k.size()), std::vector<double>(in.v.size())};
+  Exact r{zero, zero};
+  const double scale = 1 / std::sqrt(static_cast<double>(c.d_qk));
+  std::vector<double> p(static_cast<size_t>(c.n)), dp(p), score_size(p), dp_size(p);
+  for (int64_t b = 0; b < c.batch; ++b)
+    for (int64_t h = 0; h < c.n_heads; ++h) {
+      const PatternUnion patterns = c.pattern.for_head(h);
+      const auto qk = [&](int64_t i) { return ((b * c.n + i) * c.n_heads + h) * c.d_qk; };
+      const auto vo = [&](int64_t i) { return ((b * c.n + i) * c.n_heads + h) * c.d_v; };
+      for (int64_t i = 0; i < c.n; ++i) {
+        double top = -std::numeric_limits<double>::infinity(), sum = 0, delta = 0, delta_size = 0;
+        for (int64_t j = 0; j < c.n; ++j) {
+          p[j] = -std::numeric_limits<double>::infinity();
+          if (!attends(patterns, i, j)) continue;
+          p[j] = score_size[j] = 0;
+          for (int64_t d = 0; d < c.d_qk; ++d) {
+            const double term = scale * in.q[qk(i) + d] * in.k[qk(j) + d];
+            p[j] += term;
+            score_size[j] += std::abs(term);
+          }
+          top = std::max(top, p[j]);
+        }
+        if (std::isinf(top)) continue;  // no keys
+        for (int64_t j = 0; j < c.n; ++j) sum += p[j] = std::exp(p[j] - top);
+        for (int64_t j = 0; j < c.n; ++j) {
+          p[j] /= sum;
+          if (p[j] == 0) continue;
+          score_size[j] += std::abs(top + std::log(sum));  // the weight is exp(score - lse)
+          dp[j] = dp_size[j] = 0;
+          for (int64_t d = 0; d < c.d_v; ++d) {
+            r.value.o[vo(i) + d] += p[j] * in.v[vo(j) + d];
+            r.size.o[vo(i) + d] += p[j] * std::abs(in.v[vo(j) + d]) * (1 + score_size[j]);
+            r.value.dv[vo(j) + d] += p[j] * in.d_o[vo(i) + d];
+            r.size.dv[vo(j) + d] += p[j] * std::abs(in.d_o[vo(i) + d]) * (1 + score_size[j]);
+            dp[j] += in.d_o[vo(i) + d] * in.v[vo(j) + d];
+            dp_size[j] += std::abs(in.d_o[vo(i) + d] * in.v[vo(j) + d]);
+          }
+          delta += p[j] * dp[j];
+          delta_size += p[j] * dp_size[j] * (1 + score_size[j]);
+        }
+        for (int64_t j = 0; j < c.n; ++j) {
+          if (p[j] == 0) continue;
+          const double ds = scale * p[j] * (dp[j] - delta);
+          const double ds_size = scale * p[j] * (dp_size[j] + delta_size) * (1 + score_size[j]);
+          for (int64_t d = 0; d < c.d_qk; ++d) {
+            r.value.dq[qk(i) + d] += ds * in.k[qk(j) + d];
+            r.size.dq[qk(i) + d] += ds_size * std::abs(in.k[qk(j) + d]);
+            r.value.dk[qk(j) + d] += ds * in.q[qk(i) + d];
+            r.size.dk[qk(j) + d] += ds_size * std::abs(in.q[qk(i) + d]);
+          }
+        }
+      }
+    }
+  return r;
+}
+
+template <class T>
+Result<T> run(const Case& c) {
+  const Inputs<T> in(c);
+  const Shape shape_qk{c.batch, c.n, c.n_heads * c.d_qk}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
+  const Variable q(from_vector(in.q, shape_qk), true), k(from_vector(in.k, shape_qk), true),
+      v(from_vector(in.v, shape_v), true);
+  const Variable o = sparse_attention(q, k, v, c.pattern, c.n_heads);
+  backward(o, from_vector(in.d_o, shape_v));
+  return {to_vector<T>(o.value()), to_vector<T>(q.grad()), to_vector<T>(k.grad()), to_vector<T>(v.grad())};
+}
+
+/// Whether every number is within `tolerance` times the size of what was summed for it.
+template <class T>
+bool near(const std::vector<T>& ours, const std::vector<double>& exact, const std::vector<double>& size,
+          double tolerance) {
+  REQUIRE(ours.size() == exact.size());
+  for (size_t i = 0; i < ours.size(); ++i)
+    if (!(std::abs(static_cast<double>(ours[i]) - exact[i]) <= tolerance * size[i])) {
+      MESSAGE("element ", i, ": ", ours[i], ", not ", exact[i], " within ", tolerance * size[i]);
+      return false;
+    }
+  return true;
+}
+
+/// f32: a few roundings, as few as the random walk of a sum of some hundred terms and the exponential (2e-7) leave.
+template <class T>
+bool is_exact(const Case& c) {
+  const double tolerance = std::is_same_v<T, float> ? 8 * 1.2e-7 : 1e-13;
+  const Result<T> ours = run<T>(c);
+  const Exact exact = dense_masked(c);
+  return near(ours.o, exact.value.o, exact.size.o, tolerance) && near(ours.dq, exact.value.dq, exact.size.dq, tolerance) &&
+         near(ours.dk, exact.value.dk, exact.size.dk, tolerance) && near(ours.dv, exact.value.dv, exact.size.dv, tolerance);
+}
+
+LayerPattern layer(const char* text) { return parse_attention(text).layers.at(0); }
+
+/// Patterns in every kind of composition, with n across slices, tiles and vectors.
+std::vector<Case> chosen_cases() {
+  return {{1, 1, 1, 1, 1, layer("dense")},
+          {1, 600, 1, 16, 8, layer("dense")},
+          {1, 700, 1, 8, 16, layer("local(window=128)")},
+          {1, 530, 1, 5, 3, layer("local(window=300)")},
+          {2, 257, 2, 16, 16, layer("local(window=33) | column(stride=17)")},
+          {1, 600, 2, 8, 8, layer("local(window=25) + column(stride=25)")},
+          {1, 640, 4, 8, 8, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
+          {1, 601, 1, 20, 33, layer("fixed_block(stride=100) + fixed_summary(stride=100, c=7)")},
+          {1, 300, 2, 4, 12, layer("column(stride=10) + fixed_summary(stride=30, c=4, sub_blocks=2)")},
+          {1, 1100, 2, 8, 8, layer("fixed_summary(stride=8, c=2) | fixed_block(stride=300)")},
+          {1, 50, 1, 64, 128, layer("column(stride=200)")},
+          {1, 97, 3, 17, 1, layer("dense + local(window=5) + column(stride=3)")}};
+}
+
+}  // namespace
+
+TEST_CASE("sparse_attention: f64 equals dense attention under the mask") {
+  CHECK(rc::check([] {
+    const int64_t n_heads = *rc::gen::inRange(1, 5);
+    const Case c{*rc::gen::inRange(1, 3), *rc::gen::inRange(1, 40), n_heads, *rc::gen::inRange(1, 6),
+                 *rc::gen::inRange(1, 6), random_layer(16, n_heads)};
+    RC_ASSERT(is_exact<double>(c));
+  }));
+}
+
+TEST_CASE("sparse_attention: f32 equals f64 dense attention under the mask") {
+  for (const Case& c : chosen_cases()) {
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    CHECK(is_exact<float>(c));
+  }
+  CHECK(rc::check([] {
+    const int64_t n_heads = *rc::gen::inRange(1, 5);
+    const Case c{*rc::gen::inRange(1, 3), *rc::gen::inRange(1, 150), n_heads, *rc::gen::inRange(1, 20),
+                 *rc::gen::inRange(1, 20), random_layer(70, n_heads)};
+    RC_ASSERT(is_exact<float>(c));
+  }));
+}
+
+TEST_CASE("sparse_attention: every instruction set gives the answer") {
+  const std::vector<Case> cases = chosen_cases();
+  std::vector<std::string> used;
+  for (const int64_t target : {HWY_SCALAR, HWY_SSE4, HWY_AVX2, HWY_AVX3, HWY_NEON}) {
+    hwy::SetSupportedTargetsForTest(0);
+    if ((hwy::SupportedTargets() & target) == 0) continue;
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().DeInit();
+    const std::string name = cpu::tile_target();
+    CAPTURE(name);
+    CHECK(name == hwy::TargetName(target));
+    for (size_t i = 1; i < cases.size(); i += 2) CHECK(is_exact<float>(cases[i]));
+    used.push_back(name);
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().DeInit();
+  CHECK(!used.empty());
+}
+
+TEST_CASE("sparse_attention: gradients match finite differences") {
+  for (const char* text : {"dense", "local(window=3)", "column(stride=3)", "fixed_block(stride=4)",
+                           "fixed_summary(stride=4, c=1, sub_blocks=2)", "local(window=2) + column(stride=3)",
+                           "fixed_block(stride=4) | fixed_summary(stride=4, c=2)"}) {
+    CAPTURE(text);
+    const Case c{2, 9, 2, 3, 2, layer(text)};
+    const Inputs<double> in(c);
+    const Variable q(from_vector(in.q, {2, 9, 6}), true), k(from_vector(in.k, {2, 9, 6}), true),
+        v(from_vector(in.v, {2, 9, 4}), true);
+    expect_gradients({q, k, v}, [&] { return sparse_attention(q, k, v, c.pattern, c.n_heads); });
+  }
+}
+
+TEST_CASE("sparse_attention: the same bits for any number of threads") {
+  const int threads = omp_get_max_threads();
+  for (const Case& c : chosen_cases()) {
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    omp_set_num_threads(1);
+    const Result<float> one = run<float>(c);
+    for (const int count : {2, 3}) {
+      omp_set_num_threads(count);
+      const Result<float> several = run<float>(c);
+      CHECK(std::memcmp(one.o.data(), several.o.data(), one.o.size() * sizeof(float)) == 0);
+      CHECK(std::memcmp(one.dq.data(), several.dq.data(), one.dq.size() * sizeof(float)) == 0);
+      CHECK(std::memcmp(one.dk.data(), several.dk.data(), one.dk.size() * sizeof(float)) == 0);
+      CHECK(std::memcmp(one.dv.data(), several.dv.data(), one.dv.size() * sizeof(float)) == 0);
+    }
+  }
+  omp_set_num_threads(threads);
+}
+
+TEST_CASE_TEMPLATE("sparse_attention: a query without keys gives zeros, lse = -inf and no gradient", T, float, double) {
+  const int64_t n = 70, d = 4, without = 48;  // rows 0..47 come before the first summary column
+  const Case c{1, n, 1, d, d, layer("fixed_summary(stride=64, c=16)")};
+  const Result<T> r = run<T>(c);
+  for (int64_t x = 0; x < without * d; ++x) {
+    CHECK(r.o[x] == 0);
+    CHECK(r.dq[x] == 0);
+  }
+  for (int64_t x = 0; x < n * d; ++x) {
+    CHECK(std::isfinite(r.dk[x]));
+    CHECK(std::isfinite(r.dv[x]));
+    if (x < without * d) CHECK(r.dv[x] == 0);  // nobody looks at them
+  }
+  CHECK(r.o[without * d] != 0);
+
+  const Inputs<T> in(c);
+  const AttentionSaved saved{from_vector(in.q, {1, n, d}), from_vector(in.k, {1, n, d}), from_vector(in.v, {1, n, d}),
+                                  empty({1, n, d}, dtype_of<T>), empty({1, 1, n}, dtype_of<T>)};
+  cpu::attention_forward(current_stream(kCpu), {1, n, 1, d, d, {parts_of(c.pattern.for_head(0))}}, saved);
+  for (int64_t i = 0; i < n; ++i)
+    CHECK(std::isinf(saved.lse.template data<T>()[i]) == (i < without));
+}
+
+TEST_CASE("sparse_attention: a later token changes nothing before it") {
+  for (Case c : chosen_cases()) {
+    if (c.n < 2) continue;
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    const Inputs<float> in(c);
+    const int64_t at = c.n * 2 / 3, row_qk = c.n_heads * c.d_qk, row_v = c.n_heads * c.d_v;
+    const auto forward = [&](float added) {
+      Inputs<float> changed = in;
+      for (int64_t x = at * row_qk; x < (at + 1) * row_qk; ++x) changed.q[x] += added, changed.k[x] += added;
+      for (int64_t x = at * row_v; x < (at + 1) * row_v; ++x) changed.v[x] += added;
+      const Shape shape_qk{c.batch, c.n, row_qk}, shape_v{c.batch, c.n, row_v};
+      return to_vector<float>(sparse_attention(Variable(from_vector(changed.q, shape_qk)),
+                                               Variable(from_vector(changed.k, shape_qk)),
+                                               Variable(from_vector(changed.v, shape_v)), c.pattern, c.n_heads)
+                                  .value());
+    };
+    const std::vector<float> before = forward(0.0f), after = forward(1.0f);
+    CHECK(std::memcmp(before.data(), after.data(), static_cast<size_t>(at * row_v) * sizeof(float)) == 0);
+    CHECK(before != after);
+  }
+}
+
+TEST_CASE("sparse_attention: a NaN of the model is not hidden") {
+  Case c{1, 40, 1, 8, 8, layer("local(window=8)")};
+  Inputs<float> in(c);
+  in.q[20 * 8] = std::nanf("");
+  const Shape shape{1, 40, 8};
+  const Variable o = sparse_attention(Variable(from_vector(in.q, shape)), Variable(from_vector(in.k, shape)),
+                                      Variable(from_vector(in.v, shape)), c.pattern, 1);
+  CHECK(std::isnan(o.value().data<float>()[20 * 8]));
+  CHECK(std::isfinite(o.value().data<float>()[21 * 8]));
+}
+
+TEST_CASE("sparse_attention: large scores stay finite") {
+  const Case c{1, 64, 1, 4, 4, layer("local(window=10) + column(stride=10)")};
+  Inputs<float> in(c);
+  for (float& x : in.q) x *= 1e4f;
+  for (float& x : in.k) x *= 1e4f;
+  const Shape shape{1, 64, 4};
+  const Variable q(from_vector(in.q, shape), true), k(from_vector(in.k, shape), true), v(from_vector(in.v, shape), true);
+  const Variable o = sparse_attention(q, k, v, c.pattern, 1);
+  backward(o, from_vector(in.d_o, shape));
+  for (const Tensor& t : {o.value(), q.grad(), k.grad(), v.grad()})
+    for (const float x : to_vector<float>(t)) CHECK(std::isfinite(x));
+}
+
+TEST_CASE_TEMPLATE("sparse_attention_decode: equals the row of the training forward", T, float, double) {
+  for (const Case& c : chosen_cases()) {
+    if (c.n > 620 || c.d_v > 64) continue;
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    const Inputs<T> in(c);
+    const std::vector<T> o = run<T>(c).o;
+    const int64_t row_qk = c.n_heads * c.d_qk, row_v = c.n_heads * c.d_v;
+    const Tensor k = from_vector(in.k, {c.batch, c.n, row_qk}), v = from_vector(in.v, {c.batch, c.n, row_v});
+    double worst = 0;
+    for (int64_t i = 0; i < c.n; i += 1 + i / 3) {
+      std::vector<T> q;
+      for (int64_t b = 0; b < c.batch; ++b)
+        q.insert(q.end(), in.q.begin() + (b * c.n + i) * row_qk, in.q.begin() + (b * c.n + i + 1) * row_qk);
+      const std::vector<T> row = to_vector<T>(
+          sparse_attention_decode(from_vector(q, {c.batch, row_qk}), k, v, i, c.pattern, c.n_heads));
+      for (int64_t b = 0; b < c.batch; ++b)
+        for (int64_t x = 0; x < row_v; ++x)
+          worst = std::max<double>(worst, std::abs(row[b * row_v + x] - o[(b * c.n + i) * row_v + x]));
+    }
+    CHECK(worst <= (std::is_same_v<T, float> ? 2e-5 : 1e-13));
+  }
+}
+
+TEST_CASE("sparse_attention: memory besides inputs and outputs grows no faster than n") {
+  const auto workspace = [](int64_t n) {
+    Allocator::of(kCpu).reset_peak();
+    run<float>({1, n, 1, 4, 4, layer("local(window=40) + column(stride=40)")});
+    return Allocator::of(kCpu).stats().peak[static_cast<size_t>(MemoryCategory::workspace)];
+  };
+  CHECK(workspace(4000) <= 2 * workspace(2000));
+}
+
+TEST_CASE("sparse_attention: bad arguments are named") {
+  const auto f32 = [](const Shape& shape) { return Variable(zeros(shape, DType::f32)); };
+  const LayerPattern dense = layer("dense");
+  const auto expect = [&](const Variable& q, const Variable& k, const Variable& v, int64_t n_heads, const char* message) {
+    CHECK_THROWS_WITH_AS(sparse_attention(q, k, v, dense, n_heads), message, Error);
+  };
+  expect(f32({2, 4}), f32({2, 4}), f32({2, 4}), 1, "sparse_attention: q must be [batch, n_ctx, n_heads * d_qk], got [2, 4]");
+  expect(f32({1, 2, 4}), f32({1, 3, 4}), f32({1, 2, 4}), 1,
+         "sparse_attention: k must have the shape of q, [1, 2, 4], got [1, 3, 4]");
+  expect(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 3, 4}), 1,
+         "sparse_attention: v must be [batch, n_ctx, n_heads * d_v] with the batch and n_ctx of q, [1, 2, 4], got [1, 3, 4]");
+  expect(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), 3,
+         "sparse_attention: the last dimension of q and k must be a positive multiple of n_heads = 3, got [1, 2, 4]");
+  const Variable i32(zeros({1, 2, 4}, DType::i32));
+  expect(i32, i32, i32, 1, "sparse_attention: q, k and v must be f32 or f64, got i32");
+  CHECK_THROWS_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), Variable(zeros({1, 2, 4}, DType::f64)), dense, 1), Error);
+  CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), {{{Local{0}}}}, 1),
+                       "local: window must be at least 1, got 0", UsageError);
+
+  const Tensor q = zeros({1, 4}, DType::f32), cache = zeros({1, 3, 4}, DType::f32);
+  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, cache, cache, 3, dense, 1),
+                       "sparse_attention_decode: position must be in [0, 3), got 3", Error);
+  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, zeros({1, 3, 8}, DType::f32), cache, 0, dense, 1),
+                       "sparse_attention_decode: k_cache must have rows of 4 as q, got [1, 3, 8]", Error);
+  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, cache, zeros({1, 2, 4}, DType::f32), 0, dense, 1),
+                       "sparse_attention_decode: v_cache must have the n_ctx of k_cache, 3, got [1, 2, 4]", Error);
+  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, zeros({1, 3, 4}, DType::f64), cache, 0, dense, 1),
+                       "sparse_attention_decode: k_cache must have the dtype of q, f32, got f64", Error);
+}
