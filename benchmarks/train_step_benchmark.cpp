@@ -1,13 +1,15 @@
 // Tokens per second and peak memory of a full training step: forward, recompute, backward, clipping, Adam, EMA.
 //
-//   build/bin/train_step_benchmark [--weights FOLDER] [NAME...]       names: see kCases below; default: all but cifar10-59m
+//   build/bin/train_step_benchmark [--weights FOLDER] [NAME...]     names: see cases(); default: all but cifar10-59m
 //
 // Each case runs short steps for a while and prints the best and the median one: machines with other guests are noisy.
-// --weights writes the weights and tokens of the case `rival` there, for benchmarks/pytorch/train_step.py to load.
+// The loss printed is that of the final weights on the benchmark's (random) tokens. --weights writes both there, so that
+// benchmarks/pytorch/train_step.py can show that it computes the same function.
 
 #include <fmt/core.h>
+#include <sys/resource.h>
 
-#include <cmath>
+#include <algorithm>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -67,7 +69,7 @@ Tensor random_tokens(int64_t batch, int64_t n_ctx) {
   return tokens;
 }
 
-void write_rival(const std::filesystem::path& folder, const SparseTransformer& model, const Tensor& tokens) {
+void write_model(const std::filesystem::path& folder, const SparseTransformer& model, const Tensor& tokens) {
   std::filesystem::create_directories(folder);
   std::vector<NamedTensor> weights;
   for (const Parameters::Entry& entry : model.parameters().entries())
@@ -83,25 +85,25 @@ void measure(const Case& c, const std::filesystem::path& weights_folder) {
   Adam adam(model.parameters(), {});
   Ema ema(model.parameters(), 0.999);
   const Tensor tokens = random_tokens(c.batch, c.model.n_ctx);
-  if (!weights_folder.empty() && std::string(c.name) == "rival") write_rival(weights_folder, model, tokens);
 
   Run run{.training = true, .seed = 1};
-  double loss_nats = 0.0;
   const Timing timing = time_runs([&] {
     model.parameters().clear_gradients();
     const Variable loss = model.loss(tokens, run);
     backward(loss);
     adam.step(1e-4, clip_scale(global_gradient_norm(model.parameters()), 1.0));
     ema.update();
-    loss_nats = static_cast<double>(loss.value().data<float>()[0]);
     ++run.step;
   });
+  const GradientMode off(false);
+  const double loss_nats = static_cast<double>(model.loss(tokens, {}).value().data<float>()[0]);
   const double tokens_per_step = static_cast<double>(tokens.numel());
   fmt::print("{:<16} {:>8.0f} {:>8.0f} {:>9.1f} {:>9.1f} {:>8.0f} {:>5}  {} (loss {:.3f} nats)\n", c.name,
              tokens_per_step / timing.best_s, tokens_per_step / timing.median_s, timing.best_s * 1e3,
              timing.median_s * 1e3, static_cast<double>(Allocator::of(kCpu).stats().total_peak) / (1 << 20), timing.runs,
              c.what, loss_nats);
   std::fflush(stdout);
+  if (!weights_folder.empty()) write_model(weights_folder, model, tokens);
 }
 
 }  // namespace
@@ -125,6 +127,9 @@ int main(int argc, char** argv) {
       measure(c, weights_folder);
       ++done;
     }
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    fmt::print("peak MiB counts tensors; the whole process held {} MiB at most\n", usage.ru_maxrss / 1024);
     check_usage(done >= std::max<size_t>(names.size(), 1), "train_step_benchmark: unknown case among the arguments");
   } catch (const UsageError& error) {
     fmt::print(stderr, "{}\n", error.what());

@@ -243,11 +243,10 @@ def blas():
     if torch.backends.mkl.is_available():
         return "MKL"
     with open("/proc/self/maps") as maps:
-        loaded = {os.path.basename(line.split()[-1]) for line in maps if ".so" in line}
-    for library, name in (("libopenblas", "OpenBLAS"), ("libblis", "BLIS"), ("libatlas", "ATLAS")):
-        if any(file.startswith(library) for file in loaded):
-            return name
-    return "reference BLAS"
+        folders = {os.path.basename(os.path.dirname(line.split()[-1])) for line in maps if "/libblas.so" in line}
+    if not folders:
+        return "a BLAS of its own"
+    return "reference BLAS" if "blas" in folders else min(folders)
 
 
 def parse_arguments():

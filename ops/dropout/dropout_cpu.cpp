@@ -12,12 +12,13 @@ HWY_BEFORE_NAMESPACE();
 namespace lacuna::cpu::HWY_NAMESPACE {
 
 // The 64-bit products of the lower half of each lane with `factor`.
-template <class D64, class V64>
-HWY_INLINE V64 multiply_lower_halves(D64 d64, V64 a, uint32_t factor) {
+template <class V64>
+HWY_INLINE V64 multiply_lower_halves(V64 a, uint32_t factor) {
+  const hn::DFromV<V64> d64;
 #if HWY_TARGET == HWY_SCALAR
   return hn::Set(d64, uint64_t{static_cast<uint32_t>(hn::GetLane(a))} * factor);
 #else
-  const hn::Repartition<uint32_t, D64> d32;
+  const hn::Repartition<uint32_t, decltype(d64)> d32;
   return hn::MulEven(hn::BitCast(d32, a), hn::Set(d32, factor));
 #endif
 }
@@ -27,8 +28,8 @@ HWY_INLINE V64 multiply_lower_halves(D64 d64, V64 a, uint32_t factor) {
 template <class D64, class V64>
 HWY_INLINE void philox_words(D64 d64, V64 w0, V64 w1, V64 w2, V64 w3, Philox::Key key, uint64_t* HWY_RESTRICT words) {
   for (int round = 0; round < 10; ++round) {
-    const V64 p0 = multiply_lower_halves(d64, w0, 0xD2511F53u);
-    const V64 p1 = multiply_lower_halves(d64, w2, 0xCD9E8D57u);
+    const V64 p0 = multiply_lower_halves(w0, 0xD2511F53u);
+    const V64 p1 = multiply_lower_halves(w2, 0xCD9E8D57u);
     w0 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p1), w1), hn::Set(d64, uint64_t{key.word[0]}));
     w2 = hn::Xor(hn::Xor(hn::ShiftRight<32>(p0), w3), hn::Set(d64, uint64_t{key.word[1]}));
     w1 = p1;

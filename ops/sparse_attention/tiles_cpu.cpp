@@ -53,22 +53,19 @@ HWY_INLINE V Set(float x) { return hn::Set(Floats(), x); }
 HWY_INLINE V Load(const float* p) { return hn::LoadU(Floats(), p); }
 HWY_INLINE void Store(V v, float* p) { hn::StoreU(v, Floats(), p); }
 
-/// 2^x to 2e-7 relative; 0 below -126. NaN stays NaN: the second operand of Max is returned when either is NaN.
+/// 2^x for x <= 0, to 1.6e-7 relative; 0 below -127. NaN stays NaN: Max returns its second operand when either is NaN.
 HWY_INLINE V Exp2(V x) {
-  const V magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const V magic = Set(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer, which 127 turns into an exponent
   const V y = hn::Max(Set(-127.0f), x);
   const V rounded = hn::Add(y, magic);
-  const V f = hn::Sub(y, hn::Sub(rounded, magic));
-  V p = Set(1.5403530e-4f);
-  p = hn::MulAdd(p, f, Set(1.3333558e-3f));
-  p = hn::MulAdd(p, f, Set(9.6181291e-3f));
-  p = hn::MulAdd(p, f, Set(5.5504109e-2f));
-  p = hn::MulAdd(p, f, Set(2.4022651e-1f));
-  p = hn::MulAdd(p, f, Set(6.9314718e-1f));
+  const V f = hn::Sub(y, hn::Sub(rounded, magic));  // in [-1/2, 1/2], where the polynomial is 2^f
+  V p = Set(1.326472731e-3f);
+  p = hn::MulAdd(p, f, Set(9.671512991e-3f));
+  p = hn::MulAdd(p, f, Set(5.550733581e-2f));
+  p = hn::MulAdd(p, f, Set(2.402224243e-1f));
+  p = hn::MulAdd(p, f, Set(6.931470037e-1f));
   p = hn::MulAdd(p, f, Set(1.0f));
-  const auto exponent = hn::Add(hn::BitCast(Ints(), rounded), hn::Set(Ints(), 127));
-  const V scale = hn::BitCast(Floats(), hn::ShiftLeft<23>(exponent));
-  return hn::IfThenZeroElse(hn::Lt(x, Set(-126.0f)), hn::Mul(p, scale));
+  return hn::Mul(p, hn::BitCast(Floats(), hn::ShiftLeft<23>(hn::BitCast(Ints(), rounded))));
 }
 
 /// A matrix read along rows of `row` and columns of `column` elements.
@@ -106,15 +103,24 @@ HWY_INLINE void MicroKernel(int64_t depth, const float* HWY_RESTRICT a, int64_t 
   }
 }
 
+/// The last rows, fewer than kRows, in one call: a kernel of one row waits for each of its multiply-adds.
+template <int kM, int kN, bool kAdd>
+HWY_INLINE void LastRows(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+  if constexpr (kM > 0) {
+    if (rows == kM)
+      MicroKernel<kM, kN, kAdd>(depth, a.data, a.row, a.column, b, b_row, c, c_row);
+    else
+      LastRows<kM - 1, kN, kAdd>(rows, depth, a, b, b_row, c, c_row);
+  }
+}
+
 template <int kN, bool kAdd>
 void ProductOfGroup(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
   int64_t m = 0;
   for (; m + kRows <= rows; m += kRows)
     MicroKernel<kRows, kN, kAdd>(depth, a.data + m * a.row, a.row, a.column, b, b_row, c + m * c_row, c_row);
-  for (; m + 4 <= rows; m += 4)
-    MicroKernel<4, kN, kAdd>(depth, a.data + m * a.row, a.row, a.column, b, b_row, c + m * c_row, c_row);
-  for (; m < rows; ++m)
-    MicroKernel<1, kN, kAdd>(depth, a.data + m * a.row, a.row, a.column, b, b_row, c + m * c_row, c_row);
+  a.data += m * a.row;
+  LastRows<kRows - 1, kN, kAdd>(rows - m, depth, a, b, b_row, c + m * c_row, c_row);
 }
 
 template <bool kAdd>

@@ -9,7 +9,7 @@
 
 #include "core/file.h"
 #include "data/permutation.h"
-#include "tests/data/temporary_folder.h"
+#include "tests/data/messages.h"
 
 namespace lacuna {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "core/file.h"
-#include "tests/data/temporary_folder.h"
+#include "tests/data/messages.h"
 
 namespace lacuna {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <doctest/doctest.h>
 
-#include "tests/data/temporary_folder.h"
+#include "tests/data/messages.h"
 
 namespace lacuna {
 

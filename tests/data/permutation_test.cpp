@@ -6,7 +6,7 @@
 #include <map>
 #include <vector>
 
-#include "tests/data/temporary_folder.h"
+#include "tests/data/messages.h"
 
 namespace lacuna {
 namespace {

@@ -8,7 +8,7 @@
 #include <set>
 
 #include "core/file.h"
-#include "tests/data/temporary_folder.h"
+#include "tests/data/messages.h"
 
 namespace lacuna {
 namespace {
