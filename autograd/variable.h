@@ -11,6 +11,7 @@
 namespace lacuna {
 
 class Variable;
+struct GradientLink;
 
 /// The gradients that a node's backward returns: one per input, in the order of the inputs. An undefined Tensor says
 /// that an input has none, or that its gradient has been added to `Needs::accumulator` already.
@@ -28,15 +29,16 @@ class Needs {
 
  private:
   friend void backward(const Variable& root, const Tensor& seed);
-  explicit Needs(const std::vector<Variable>& inputs) : inputs_(inputs) {}
-  const std::vector<Variable>& inputs_;
+  explicit Needs(const std::vector<std::shared_ptr<GradientLink>>& inputs) : inputs_(inputs) {}
+  const std::vector<std::shared_ptr<GradientLink>>& inputs_;
 };
 
 /// The backward pass of one operation: the gradients of the loss in its inputs, from the gradient `dy` in its output.
 using Backward = std::function<Grads(const Tensor& dy, const Needs& needs)>;
 
 /// A tensor, the node of the graph that made it, and, for a leaf, its gradient. A Variable is a handle: copies are the
-/// same variable. Default-constructed it is undefined.
+/// same variable. The graph itself holds no values but those that backward functions captured. Default-constructed it
+/// is undefined.
 class Variable {
  public:
   Variable() = default;
@@ -47,8 +49,11 @@ class Variable {
   /// A leaf whose gradient is accumulated in `grad`, a view of a larger buffer that the caller clears.
   Variable(Tensor value, Tensor grad);
 
-  bool defined() const { return state_ != nullptr; }
-  const Tensor& value() const;
+  bool defined() const { return link_ != nullptr; }
+  const Tensor& value() const {
+    check(defined(), "Variable: undefined");
+    return value_;
+  }
   const Shape& shape() const { return value().shape(); }
   int64_t dim(int64_t i) const { return value().dim(i); }
   int64_t numel() const { return value().numel(); }
@@ -68,13 +73,11 @@ class Variable {
   Variable detach() const { return Variable(value()); }
 
  private:
-  struct Node;
-  struct State;
-  friend class Needs;
-  friend Variable record(const char* op, Tensor y, std::vector<Variable> inputs, Backward backward);
+  friend Variable record(const char* op, Tensor y, const std::vector<Variable>& inputs, Backward backward);
   friend void backward(const Variable& root, const Tensor& seed);
 
-  std::shared_ptr<State> state_;
+  Tensor value_;
+  std::shared_ptr<GradientLink> link_;  // what the graph knows of this variable
 };
 
 /// Whether operations on this thread record how to differentiate them. On by default.
@@ -94,7 +97,7 @@ class GradientMode {
 
 /// The result of an operation: `y`, and `backward` to differentiate it if gradients are enabled and an input requires
 /// one. `backward` should capture only what it reads; it is dropped when it has run.
-Variable record(const char* op, Tensor y, std::vector<Variable> inputs, Backward backward);
+Variable record(const char* op, Tensor y, const std::vector<Variable>& inputs, Backward backward);
 
 /// Adds the gradient of `root` (contracted with `seed`, of root's shape and dtype) to every leaf that it was made from,
 /// and frees the graph. Nodes run in the reverse order of their creation, so sums have one order in every run.
@@ -105,7 +108,7 @@ void backward(const Variable& root, const Tensor& seed);
 /// backward() of a single number, with seed 1. Throws Error unless `root` has exactly one element.
 void backward(const Variable& root);
 
-/// Throws Error unless all defined variables have one dtype and device.
+/// Throws Error unless all defined variables have one dtype and device. The first must be defined.
 void check_same_dtype_and_device(const char* op, std::initializer_list<Variable> variables);
 
 }  // namespace lacuna

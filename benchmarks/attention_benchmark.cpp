@@ -4,10 +4,10 @@
 //
 // For each pattern and length: best and median time of many short runs of forward, and of forward and backward, and the
 // useful rate: 4 * width floating-point operations per (query, key) pair of the pattern forward, 14 * width forward and
-// backward (2 + 5 products of 2 * width; recomputing the scores is counted, masked pairs are not). `of gemm` is that rate
-// over the best f32 matrix product (oneDNN, 3072 x 1024 x 256) measured in the same run, taking turns with the attention;
-// `x dense` is the best time of dense attention over that of the pattern. `masked gemm` is the rival: the whole n x n
-// matrix of scores by one product per head, an additive mask, a softmax, a second product.
+// backward (2 + 5 products of 2 * width; recomputing the scores is counted, masked pairs are not). `of gemm` is that
+// rate over the best f32 matrix product (oneDNN, 3072 x 1024 x 256) measured in the same run, taking turns with the
+// attention; `x dense` is the best time of dense attention over that of the pattern. `masked gemm` is the rival: the
+// whole n x n matrix of scores by one product per head, an additive mask, a softmax, a second product.
 
 #include <dnnl.h>
 #include <fmt/core.h>
@@ -90,10 +90,11 @@ struct Inputs {
         d_o(random_tensor({1, n, options.heads * options.width}, 4)) {}
 };
 
-void print_row(int64_t n, const std::string& name, const char* pass, Times times, double flops, double gemm, double dense_ms) {
+void print_row(int64_t n, const std::string& name, const char* pass, Times times, double flops, double gemm,
+               double dense_ms) {
   const double rate = flops * 1e-6 / times.best_ms, median_rate = flops * 1e-6 / times.median_ms;
-  fmt::print("{:>6} {:<42} {:<8} {:>9.2f} {:>9.2f} {:>8.1f} {:>8.1f} {:>7.0f}% {:>8.2f}\n", n, name, pass, times.best_ms,
-             times.median_ms, rate, median_rate, 100 * rate / gemm, dense_ms / times.best_ms);
+  fmt::print("{:>6} {:<42} {:<8} {:>9.2f} {:>9.2f} {:>8.1f} {:>8.1f} {:>7.0f}% {:>8.2f}\n", n, name, pass,
+             times.best_ms, times.median_ms, rate, median_rate, 100 * rate / gemm, dense_ms / times.best_ms);
   std::fflush(stdout);
 }
 
@@ -109,7 +110,8 @@ Times masked_gemm(const Inputs& in, const PatternUnion& patterns, int64_t n, con
         for (int64_t h = 0; h < options.heads; ++h) {
           const int64_t at = h * options.width;
           dnnl_sgemm('N', 'T', n, n, options.width, 1.0f / std::sqrt(static_cast<float>(options.width)),
-                     in.q.value().data<float>() + at, row, in.k.value().data<float>() + at, row, 0.0f, s.data<float>(), n);
+                     in.q.value().data<float>() + at, row, in.k.value().data<float>() + at, row, 0.0f, s.data<float>(),
+                     n);
 #pragma omp parallel for schedule(static)
           for (int64_t i = 0; i < n; ++i) {
             float* const x = s.data<float>() + i * n;
@@ -119,8 +121,8 @@ Times masked_gemm(const Inputs& in, const PatternUnion& patterns, int64_t n, con
             for (int64_t j = 0; j < n; ++j) sum += x[j] = std::exp(x[j] - top);
             for (int64_t j = 0; j < n; ++j) x[j] /= sum;
           }
-          dnnl_sgemm('N', 'N', n, options.width, n, 1.0f, s.data<float>(), n, in.v.value().data<float>() + at, row, 0.0f,
-                     o.data<float>() + at, row);
+          dnnl_sgemm('N', 'N', n, options.width, n, 1.0f, s.data<float>(), n, in.v.value().data<float>() + at, row,
+                     0.0f, o.data<float>() + at, row);
         }
       },
       options.seconds);
@@ -176,17 +178,21 @@ int main(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (const double x = value_of(argument, "--n"); x > 0) options.n = static_cast<int64_t>(x);
-    else if (const double x = value_of(argument, "--heads"); x > 0) options.heads = static_cast<int64_t>(x);
-    else if (const double x = value_of(argument, "--width"); x > 0) options.width = static_cast<int64_t>(x);
-    else if (const double x = value_of(argument, "--seconds"); x > 0) options.seconds = x;
+    if (const double x = value_of(argument, "--n"); x > 0)
+      options.n = static_cast<int64_t>(x);
+    else if (const double x = value_of(argument, "--heads"); x > 0)
+      options.heads = static_cast<int64_t>(x);
+    else if (const double x = value_of(argument, "--width"); x > 0)
+      options.width = static_cast<int64_t>(x);
+    else if (const double x = value_of(argument, "--seconds"); x > 0)
+      options.seconds = x;
     else {
       fmt::print(stderr, "usage: attention_benchmark [--n=N] [--heads=H] [--width=D] [--seconds=S]\n");
       return 2;
     }
   }
-  fmt::print("f32, batch 1, {} heads of width {}, {} threads, instruction set {}, sgemm {:.0f} GFLOP/s\n", options.heads,
-             options.width, omp_get_max_threads(), cpu::tile_target(), gemm_rate(options.seconds));
+  fmt::print("f32, batch 1, {} heads of width {}, {} threads, instruction set {}, sgemm {:.0f} GFLOP/s\n",
+             options.heads, options.width, omp_get_max_threads(), cpu::tile_target(), gemm_rate(options.seconds));
   fmt::print("{:>6} {:<42} {:<8} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8}\n", "n", "pattern", "pass", "best ms", "median ms",
              "GFLOP/s", "median", "of gemm", "x dense");
   for (const int64_t n : {int64_t{512}, int64_t{3072}, int64_t{12288}})

@@ -3,13 +3,13 @@
 //   gemm_benchmark [--seconds=0.5] [--f64]
 //
 // Prints GFLOP/s of the fastest and of the median of many short runs. The threads are OpenMP's (OMP_NUM_THREADS);
-// OpenBLAS is loaded at run time and given as many. A product is C [m, n] = op(A) op(B) over k: `x W^T` is a linear layer's
-// forward pass, `dy W` the gradient in its input, `dy^T x` in its weight.
+// OpenBLAS is loaded at run time and given as many. A product is C [m, n] = op(A) op(B) over k: `x W^T` is a linear
+// layer's forward pass, `dy W` the gradient in its input, `dy^T x` in its weight.
 
-#include <CLI/CLI.hpp>
 #include <dlfcn.h>
 #include <fmt/core.h>
 #include <omp.h>
+#include <CLI/CLI.hpp>
 
 #include <cstdio>
 #include <string>
@@ -34,19 +34,15 @@ struct Product {
 };
 
 constexpr Product kProducts[] = {
-    {"x W^T", false, true, 3072, 768, 256},     // d = 256: q, k and v in one
-    {"x W^T", false, true, 3072, 1024, 256},    // ff in
-    {"x W^T", false, true, 3072, 256, 1024},    // ff out
-    {"dy W", false, false, 3072, 256, 1024},
-    {"dy^T x", true, false, 1024, 256, 3072},
-    {"dy^T x", true, false, 256, 1024, 3072},
-    {"x W^T", false, true, 12288, 2048, 512},   // d = 512: ff in
-    {"x W^T", false, true, 3072, 128, 128},     // laptop, d = 128: attention out
-    {"x W^T", false, true, 3072, 512, 128},     // ff in
-    {"dy^T x", true, false, 512, 128, 3072},
-    {"x W^T", false, true, 3072, 192, 192},     // laptop, d = 192
-    {"x W^T", false, true, 3072, 768, 192},
-    {"dy^T x", true, false, 768, 192, 3072},
+    {"x W^T", false, true, 3072, 768, 256},   // d = 256: q, k and v in one
+    {"x W^T", false, true, 3072, 1024, 256},  // ff in
+    {"x W^T", false, true, 3072, 256, 1024},  // ff out
+    {"dy W", false, false, 3072, 256, 1024},  {"dy^T x", true, false, 1024, 256, 3072},
+    {"dy^T x", true, false, 256, 1024, 3072}, {"x W^T", false, true, 12288, 2048, 512},  // d = 512: ff in
+    {"x W^T", false, true, 3072, 128, 128},                                            // laptop, d = 128: attention out
+    {"x W^T", false, true, 3072, 512, 128},                                            // ff in
+    {"dy^T x", true, false, 512, 128, 3072},  {"x W^T", false, true, 3072, 192, 192},  // laptop, d = 192
+    {"x W^T", false, true, 3072, 768, 192},   {"dy^T x", true, false, 768, 192, 3072},
 };
 
 /// OpenBLAS of the running machine, if there is one.

@@ -60,13 +60,17 @@ class Rng {
 
   /// Four independent uniform 32-bit words; `group` modulo 2^40.
   LACUNA_HOST_DEVICE Philox::Block bits(Place place, int64_t group) const {
+    return Philox::block(counter(place, group), key_);
+  }
+
+  /// The counter and the key of bits(), for kernels that compute many blocks at a time.
+  LACUNA_HOST_DEVICE static Philox::Block counter(Place place, int64_t group) {
     const auto g = static_cast<uint64_t>(group), s = static_cast<uint64_t>(place.sample);
     const uint32_t middle = (static_cast<uint32_t>(s >> 32) & 0xffu) << 24 |
                             (static_cast<uint32_t>(place.op) & 0xffffu) << 8 | (static_cast<uint32_t>(g >> 32) & 0xffu);
-    const Philox::Block counter{
-        {static_cast<uint32_t>(g), middle, static_cast<uint32_t>(s), static_cast<uint32_t>(place.step)}};
-    return Philox::block(counter, key_);
+    return {{static_cast<uint32_t>(g), middle, static_cast<uint32_t>(s), static_cast<uint32_t>(place.step)}};
   }
+  LACUNA_HOST_DEVICE Philox::Key key() const { return key_; }
 
   /// Element `index` of an endless sequence at `place`, uniform in [0, 1) with 53 random bits.
   double uniform(Place place, int64_t index) const;

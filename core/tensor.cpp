@@ -141,18 +141,31 @@ Tensor clone(const Tensor& t) {
   return result;
 }
 
-void add_in_place(const Tensor& y, const Tensor& x) {
-  check(y.shape() == x.shape() && y.dtype() == x.dtype(), "add_in_place: needs two tensors alike, got ", y.dtype(), ' ',
-        y.shape(), " and ", x.dtype(), ' ', x.shape());
-  check_on_cpu("add_in_place", y);
-  check_on_cpu("add_in_place", x);
-  dispatch_f32_f64(y.dtype(), "add_in_place", [&]<class T>() {
-    T* const target = y.data<T>();
-    const T* const source = x.data<T>();
-    parallel_for(y.numel(), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) target[i] += source[i];
+namespace {
+
+void add_into(const char* op, const Tensor& a, const Tensor& b, const Tensor& y) {
+  check(a.shape() == b.shape() && a.dtype() == b.dtype(), op, ": needs two tensors alike, got ", a.dtype(), ' ',
+        a.shape(), " and ", b.dtype(), ' ', b.shape());
+  check_on_cpu(op, a);
+  check_on_cpu(op, b);
+  dispatch_f32_f64(a.dtype(), op, [&]<class T>() {
+    const T* const left = a.data<T>();
+    const T* const right = b.data<T>();
+    T* const sum = y.data<T>();
+    parallel_for(a.numel(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) sum[i] = left[i] + right[i];
     });
   });
+}
+
+}  // namespace
+
+void add_in_place(const Tensor& y, const Tensor& x) { add_into("add_in_place", y, x, y); }
+
+Tensor sum_of(const Tensor& a, const Tensor& b) {
+  const Tensor y = empty_like(a);
+  add_into("sum_of", a, b, y);
+  return y;
 }
 
 }  // namespace lacuna

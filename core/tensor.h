@@ -81,6 +81,9 @@ Tensor clone(const Tensor& t);
 /// y += x, element by element; shapes, dtypes and devices must agree. f32 and f64.
 void add_in_place(const Tensor& y, const Tensor& x);
 
+/// a + b in storage of its own; conditions as for add_in_place.
+Tensor sum_of(const Tensor& a, const Tensor& b);
+
 /// Calls `body.template operator()<T>()` with T the element type. Throws Error unless `dtype` is f32 or f64.
 template <class Body>
 void dispatch_f32_f64(DType dtype, const char* op, const Body& body) {

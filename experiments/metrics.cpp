@@ -28,7 +28,7 @@ std::optional<Json> parse_line(const std::string& line) {
 }  // namespace
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t resume_step) : path_(path) {
-  if (std::filesystem::exists(path)) {
+  if (std::filesystem::is_regular_file(path)) {
     std::istringstream old(read_file(path));
     std::string kept;
     for (std::string line; std::getline(old, line);) {

@@ -18,12 +18,11 @@ int64_t flat_size(const std::vector<ParameterSpec>& specs) {
   return size;
 }
 
-// Widths per token of what the graph of a block holds until backward has passed: every operation's inputs. In the
-// order of residual_block.cpp: norm_a, q, k, v, o, out, dropout, h + a, norm_b, ff.in, gelu, ff.out, dropout, sum; and
-// the statistics of two norms and of the softmax.
+// Widths per token of what the backward functions of a block capture. In the order of residual_block.cpp: the norm_a that
+// q, k and v read; q, k, v and o; the h + a that norm_b reads; the norm_b that ff.in reads; the two sides of gelu; the sum
+// that the next block reads; and the statistics of two norms and of the softmax.
 int64_t block_width(const ModelConfig& config) {
-  const int64_t d = config.d_model, dropouts = config.dropout > 0.0f ? 2 : 0;
-  return (8 + dropouts) * d + 2 * config.qk_width() + 2 * config.ff_width() + 4 + config.n_heads;
+  return 6 * config.d_model + 2 * config.qk_width() + 2 * config.ff_width() + 4 + config.n_heads;
 }
 
 }  // namespace
@@ -68,19 +67,21 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
   const int64_t element = size_of(setup.dtype), tokens = setup.batch * config.n_ctx;
   const int64_t flat = element * flat_size(parameter_specs(config));
 
-  // Backward of the loss holds logits and their gradient, over the inputs of all blocks and the final norm. Backward of
-  // the last block is at its worst in its last product: all its insides but that product's result, the gradient of
-  // the block and that of the hidden layer.
-  const int64_t d = config.d_model, inside = block_width(config);
+  // What is held at the worst moments of a step. In the loss: logits and their gradient, over the inputs of all blocks and
+  // the final norm. In the last block: at the end of its forward pass (which recomputation repeats) its two branches; in the
+  // backward pass of its feed-forward layer the gradient of the hidden layer; in that of its attention the gradients of
+  // q, k, v, o, of the block's input and output.
+  const int64_t d = config.d_model, d_qk = config.qk_width(), inside = block_width(config);
   const int64_t below = (config.recompute ? d : inside) * config.n_layers + d;
-  const int64_t in_loss = below + d + 2 * config.n_vocab;
-  const int64_t in_block = below + (config.recompute ? inside : 0) - d + config.ff_width();
+  const int64_t last = config.recompute ? inside : 0;
+  const int64_t worst = std::max({below + d + 2 * config.n_vocab, below + last + 2 * d, below + last + config.ff_width(),
+                                  below + last - inside + 7 * d + 4 * d_qk});
 
   std::array<int64_t, kMemoryCategories> bytes{};
   bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat;
   bytes[static_cast<size_t>(MemoryCategory::gradients)] = flat;
   bytes[static_cast<size_t>(MemoryCategory::optimizer)] = (setup.ema ? 3 : 2) * flat;
-  bytes[static_cast<size_t>(MemoryCategory::activations)] = element * tokens * std::max(in_loss, in_block);
+  bytes[static_cast<size_t>(MemoryCategory::activations)] = element * tokens * worst;
   bytes[static_cast<size_t>(MemoryCategory::workspace)] = element * tokens * d + kTileScratch;
   return bytes;
 }

@@ -38,8 +38,8 @@ HWY_INLINE void philox_words(D64 d64, V64 w0, V64 w1, V64 w2, V64 w3, Philox::Ke
     key.word[1] += 0xBB67AE85u;
   }
   const auto low = hn::Set(d64, uint64_t{0xffffffffu});
-  hn::StoreInterleaved2(hn::Or(hn::And(w0, low), hn::ShiftLeft<32>(w1)), hn::Or(hn::And(w2, low), hn::ShiftLeft<32>(w3)),
-                        d64, words);
+  hn::StoreInterleaved2(hn::Or(hn::And(w0, low), hn::ShiftLeft<32>(w1)),
+                        hn::Or(hn::And(w2, low), hn::ShiftLeft<32>(w3)), d64, words);
 }
 
 // Elements [8 * group, 8 * group + count) of a sample; `counter` is that of `group`, whose lower 32 bits must not wrap.
@@ -100,7 +100,8 @@ void dropout_range(const T* x, int64_t begin, int64_t end, const DropoutMask& ma
 template <>
 void dropout_range(const float* x, int64_t begin, int64_t end, const DropoutMask& mask, Rng::Place place, float* y) {
   HWY_DYNAMIC_DISPATCH(dropout_f32)
-  (x, end - begin, DropoutMask::counter(place, begin / 8), mask.key(), mask.threshold, static_cast<float>(mask.scale()), y);
+  (x, end - begin, Rng::counter(place, begin / 8), mask.rng.key(), mask.threshold, static_cast<float>(mask.scale()),
+   y);
 }
 
 }  // namespace

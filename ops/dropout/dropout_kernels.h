@@ -1,6 +1,4 @@
 #pragma once
-#include <bit>
-
 #include "core/rng.h"
 #include "core/tensor.h"
 
@@ -13,16 +11,6 @@ struct DropoutMask {
   uint32_t threshold;  // 16-bit words below it drop their element: rate * 2^16, in 1..65535
 
   double scale() const { return 65536.0 / (65536.0 - threshold); }  // 1 / (1 - rate)
-
-  /// The key and the counter under which rng.bits(place, group) calls Philox (RNG scheme v1, core/rng.h).
-  Philox::Key key() const { return std::bit_cast<Philox::Key>(rng); }
-  static Philox::Block counter(Rng::Place place, int64_t group) {
-    const auto g = static_cast<uint64_t>(group), s = static_cast<uint64_t>(place.sample);
-    return {{static_cast<uint32_t>(g),
-             (static_cast<uint32_t>(g >> 32) & 0xffu) | (static_cast<uint32_t>(place.op) & 0xffffu) << 8 |
-                 (static_cast<uint32_t>(s >> 32) & 0xffu) << 24,
-             static_cast<uint32_t>(s), static_cast<uint32_t>(place.step)}};
-  }
 };
 
 namespace cpu {

@@ -45,7 +45,7 @@ Variable embedding(const Tensor& tokens, const Variable& token, const std::vecto
   std::vector<Tensor> values;  // of the inputs, for the shapes of their gradients
   for (const Variable& input : inputs) values.push_back(input.value());
   auto backward = [tokens, extents, values](const Tensor& dh, const Needs& needs) {
-    Grads grads(values.size());           // what is returned
+    Grads grads(values.size());               // what is returned
     std::vector<Tensor> into(values.size());  // where each gradient is added, undefined where nobody wants it
     for (size_t i = 0; i < values.size(); ++i) {
       if (!needs.wants(i)) continue;

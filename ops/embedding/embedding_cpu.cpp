@@ -106,7 +106,8 @@ void embedding_backward(Stream, const Tensor& dh, const Tensor& tokens, const st
     };
 
     add_to(dstart, 1, [&](int64_t r) { return r % n_ctx == 0 ? 0 : -1; });
-    add_to(dtoken, dtoken.defined() ? dtoken.dim(0) : 0, [&](int64_t r) { return r % n_ctx == 0 ? -1 : int{x[r - 1]}; });
+    add_to(dtoken, dtoken.defined() ? dtoken.dim(0) : 0,
+           [&](int64_t r) { return r % n_ctx == 0 ? -1 : int{x[r - 1]}; });
     const std::vector<Coordinate> coordinates = coordinates_of(extents);
     for (size_t p = 0; p < extents.size(); ++p)
       add_to(dposition[p], extents[p],

@@ -25,7 +25,8 @@ Operand operand(bool transpose, const double* data, int64_t ld) {
   return transpose ? Operand{data, 1, ld} : Operand{data, ld, 1};
 }
 
-/// panel [kTile / kStrip, depth, kStrip]: element (strip, k, i) = x(first + strip * kStrip + i, k0 + k), 0 from `end` on.
+/// panel [kTile / kStrip, depth, kStrip]: element (strip, k, i) = x(first + strip * kStrip + i, k0 + k), 0 from `end`
+/// on.
 void pack(const Operand& x, int64_t first, int64_t end, int64_t k0, int64_t depth, double* panel) {
   for (int64_t strip = first; strip < first + kTile; strip += kStrip, panel += depth * kStrip)
     for (int64_t i = 0; i < kStrip; ++i)
@@ -52,8 +53,8 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, f
       for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = beta == 0.0f ? 0.0f : beta * c[i * ldc + j];
     return;
   }
-  const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b,
-                                          ldb, beta, c, ldc);
+  const dnnl_status_t status =
+      dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   check(status == dnnl_success, "gemm: oneDNN refused [", m, ", ", k, "] times [", k, ", ", n, "] with row distances ",
         lda, ", ", ldb, ", ", ldc, " (status ", static_cast<int>(status), ")");
 }
@@ -110,9 +111,7 @@ void broadcast_row(Stream, const Tensor& row, const Tensor& y) {
 }
 
 void sum_of_rows(Stream, const Tensor& x, const Tensor& sum) {
-  dispatch_f32_f64(x.dtype(), "linear", [&]<class T>() {
-    column_sum(x.data<T>(), x.dim(0), x.dim(1), sum.data<T>());
-  });
+  dispatch_f32_f64(x.dtype(), "linear", [&]<class T>() { column_sum(x.data<T>(), x.dim(0), x.dim(1), sum.data<T>()); });
 }
 
 }  // namespace cpu

@@ -8,8 +8,8 @@ namespace lacuna {
 namespace {
 
 void check_inputs(const char* op, const Tensor& logits, const Tensor& targets) {
-  check(logits.rank() >= 1 && logits.dim(-1) >= 1, op, ": logits must have a last dimension n_vocab of at least 1, got ",
-        logits.shape());
+  check(logits.rank() >= 1 && logits.dim(-1) >= 1, op,
+        ": logits must have a last dimension n_vocab of at least 1, got ", logits.shape());
   const Shape rows(logits.shape().dims().first(static_cast<size_t>(logits.rank() - 1)));
   check(targets.shape() == rows, op, ": targets must be ", rows, " for logits ", logits.shape(), ", got ",
         targets.shape());

@@ -27,8 +27,7 @@ void softmax_statistics_f32(const float* HWY_RESTRICT z, int64_t n_vocab, float*
   for (int64_t j = 0; j < vectors_end; j += lanes)
     sums = hn::Add(sums, exp_nonpositive(d, hn::Sub(hn::LoadU(d, z + j), hn::Set(d, m))));
   float s = hn::GetLane(hn::SumOfLanes(d, sums));
-  for (int64_t j = vectors_end; j < n_vocab; ++j)
-    s += hn::GetLane(exp_nonpositive(one, hn::Set(one, z[j] - m)));
+  for (int64_t j = vectors_end; j < n_vocab; ++j) s += hn::GetLane(exp_nonpositive(one, hn::Set(one, z[j] - m)));
   *max_z = m;
   *sum = s;
 }

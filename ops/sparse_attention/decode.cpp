@@ -28,18 +28,20 @@ Tensor sparse_attention_decode(const Tensor& q, const Tensor& k_cache, const Ten
                                const LayerPattern& pattern, int64_t n_heads) {
   const char* const op = "sparse_attention_decode";
   validate(AttentionPattern{{pattern}}, n_heads);
-  check(q.rank() == 2 && q.dim(1) > 0 && q.dim(1) % n_heads == 0, op, ": q must be [batch, n_heads * d_qk] with n_heads = ",
-        n_heads, ", got ", q.shape());
+  check(q.rank() == 2 && q.dim(1) > 0 && q.dim(1) % n_heads == 0, op,
+        ": q must be [batch, n_heads * d_qk] with n_heads = ", n_heads, ", got ", q.shape());
   for (const auto& [name, x] : {std::pair("k_cache", &k_cache), std::pair("v_cache", &v_cache)}) {
     check(x->dtype() == q.dtype(), op, ": ", name, " must have the dtype of q, ", q.dtype(), ", got ", x->dtype());
-    check(x->device() == q.device(), op, ": ", name, " must be on the device of q, ", q.device(), ", got ", x->device());
+    check(x->device() == q.device(), op, ": ", name, " must be on the device of q, ", q.device(), ", got ",
+          x->device());
     check(x->rank() == 3 && x->dim(0) == q.dim(0) && x->dim(2) > 0 && x->dim(2) % n_heads == 0, op, ": ", name,
           " must be [", q.dim(0), ", n_ctx, n_heads * width] with n_heads = ", n_heads, ", got ", x->shape());
   }
   check(k_cache.dim(2) == q.dim(1), op, ": k_cache must have rows of ", q.dim(1), " as q, got ", k_cache.shape());
   check(v_cache.dim(1) == k_cache.dim(1), op, ": v_cache must have the n_ctx of k_cache, ", k_cache.dim(1), ", got ",
         v_cache.shape());
-  check(0 <= position && position < k_cache.dim(1), op, ": position must be in [0, ", k_cache.dim(1), "), got ", position);
+  check(0 <= position && position < k_cache.dim(1), op, ": position must be in [0, ", k_cache.dim(1), "), got ",
+        position);
 
   std::vector<std::vector<Part>> heads;
   for (int64_t h = 0; h < n_heads; ++h) heads.push_back(parts_of(pattern.for_head(h)));

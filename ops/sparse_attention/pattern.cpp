@@ -48,9 +48,8 @@ struct Syntax<FixedBlock> {
 template <>
 struct Syntax<FixedSummary> {
   static constexpr std::string_view name = "fixed_summary";
-  static constexpr std::array<Field<FixedSummary>, 3> fields{{{"stride", &FixedSummary::stride},
-                                                              {"c", &FixedSummary::c},
-                                                              {"sub_blocks", &FixedSummary::sub_blocks, false}}};
+  static constexpr std::array<Field<FixedSummary>, 3> fields{
+      {{"stride", &FixedSummary::stride}, {"c", &FixedSummary::c}, {"sub_blocks", &FixedSummary::sub_blocks, false}}};
 };
 
 /// Throws UsageError unless every field of `p` obeys its rule.
@@ -228,9 +227,8 @@ AttentionPattern parse_attention(std::string_view text) { return Parser(text).at
 std::string to_string(const AttentionPattern& attention) {
   return join(attention.layers, ", ", [](const LayerPattern& layer) {
     return join(layer.heads, " | ", [](const PatternUnion& patterns) {
-      return join(patterns, " + ", [](const Pattern& pattern) {
-        return std::visit([](const auto& p) { return write(p); }, pattern);
-      });
+      return join(patterns, " + ",
+                  [](const Pattern& pattern) { return std::visit([](const auto& p) { return write(p); }, pattern); });
     });
   });
 }

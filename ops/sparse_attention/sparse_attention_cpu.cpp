@@ -1,4 +1,5 @@
-// Attention on the CPU: how the work of a call is cut into tasks. f32 runs the tiles of tiles_cpu.cpp, f64 runs row by row.
+// Attention on the CPU: how the work of a call is cut into tasks. f32 runs the tiles of tiles_cpu.cpp, f64 runs row by
+// row.
 //
 // The queries of a group are cut into slices. In forward a slice is a task. In backward a task is a slice and a slab of
 // keys: slab s holds the keys between the first positions of slices s and s + 1, so a slice meets only its own slab and
@@ -52,13 +53,15 @@ struct Slicing {
   /// One more than the largest p for which a slice s meets keys in slab s - p.
   int64_t phases() const {
     int64_t phases = 0;
-    const Strip queries = part->view.queries(0), key_list = part->view.keys(0);
-    for (int64_t s = 0; s < slices(); ++s) {
-      const Range all{s * rows, std::min((s + 1) * rows, rows_of(0))};
-      const int64_t first = part->keys_of(0, queries.position(all.begin)).begin;
-      if (first >= part->keys_of(0, queries.position(all.end - 1)).end) continue;
-      const int64_t slab = queries.rank(key_list.position(first)) / rows;
-      phases = std::max(phases, s - std::min(s, slab) + 1);
+    for (int64_t group = 0; group < groups(); ++group) {
+      const Strip queries = part->view.queries(group), key_list = part->view.keys(group);
+      for (int64_t s = 0; s * rows < rows_of(group); ++s) {
+        const Range all = slice(group, s);
+        const int64_t first = part->keys_of(group, queries.position(all.begin)).begin;
+        if (first >= part->keys_of(group, queries.position(all.end - 1)).end) continue;
+        const int64_t slab = queries.rank(key_list.position(first)) / rows;
+        phases = std::max(phases, s - std::min(s, slab) + 1);
+      }
     }
     return phases;
   }
@@ -76,7 +79,7 @@ Slicing backward_slicing(const AttentionProblem& problem, int64_t h, size_t m) {
   if (slicing.part == nullptr) return slicing;
   const View& view = slicing.part->view;
   const Strip& keys = view.keys_of_group_0;
-  constexpr int64_t kMostRows = 8 * kSlice;  // keep enough tasks
+  constexpr int64_t kMostRows = 8 * kSlice;                          // keep enough tasks
   const int64_t thinned = keys.period / keys.width / view.residues;  // queries per key
   slicing.rows = std::min(kMostRows, kSlice * std::max<int64_t>(1, std::min(thinned, kMostRows)));
   if (view.segment <= slicing.rows) slicing.rows -= slicing.rows % view.segment;
@@ -90,25 +93,24 @@ size_t most_parts(const AttentionProblem& problem) {
 }
 
 /// Calls task(b, h, slicing, group, s) for each slice s >= first_slice of each group of each head of each batch entry,
-/// in parallel.
+/// in parallel. Heads take turns: the same tokens of neighbouring heads share pages.
 template <class Task>
 void for_each_slice(const AttentionProblem& problem, const std::vector<Slicing>& heads, int64_t first_slice,
                     const Task& task) {
-  std::vector<int64_t> begin(heads.size() + 1, 0);  // the first task of each head in one batch entry
-  for (size_t h = 0; h < heads.size(); ++h) {
-    const bool any = heads[h].part != nullptr && heads[h].slices() > first_slice;
-    begin[h + 1] = begin[h] + (any ? heads[h].groups() * (heads[h].slices() - first_slice) : 0);
-  }
-  const int64_t tasks = begin.back();
-  const int64_t per_turn = std::clamp<int64_t>(problem.batch * tasks / (16 * omp_get_max_threads()), 1, 16);
-#pragma omp parallel for schedule(dynamic, per_turn)
-  for (int64_t index = 0; index < problem.batch * tasks; ++index) {
-    const int64_t in_batch = index % tasks;
-    const size_t h = static_cast<size_t>(std::upper_bound(begin.begin(), begin.end(), in_batch) - begin.begin()) - 1;
-    const Slicing& slicing = heads[h];
-    const int64_t groups = slicing.groups(), in_head = in_batch - begin[h];
-    const int64_t s = slicing.slices() - 1 - in_head / groups;  // later slices have more keys: begin with them
-    task(index / tasks, static_cast<int64_t>(h), slicing, in_head % groups, s);
+  std::vector<int64_t> tasks_of(heads.size(), 0);  // of each head in one batch entry
+  for (size_t h = 0; h < heads.size(); ++h)
+    if (heads[h].part != nullptr && heads[h].slices() > first_slice)
+      tasks_of[h] = heads[h].groups() * (heads[h].slices() - first_slice);
+  const int64_t turns = *std::max_element(tasks_of.begin(), tasks_of.end());
+  const int64_t in_batch = turns * problem.n_heads;
+  const int64_t per_thread = problem.batch * in_batch / (16 * omp_get_max_threads());
+#pragma omp parallel for schedule(dynamic, std::clamp <int64_t>(per_thread, 1, 16))
+  for (int64_t index = 0; index < problem.batch * in_batch; ++index) {
+    const int64_t h = index % problem.n_heads, turn = index % in_batch / problem.n_heads;
+    if (turn >= tasks_of[static_cast<size_t>(h)]) continue;
+    const Slicing& slicing = heads[static_cast<size_t>(h)];
+    const int64_t s = slicing.slices() - 1 - turn / slicing.groups();  // later slices have more keys: begin with them
+    task(index / in_batch, h, slicing, turn % slicing.groups(), s);
   }
 }
 
@@ -119,7 +121,8 @@ HeadSequence head_sequence(const AttentionProblem& problem, const AttentionSaved
   head.d_v = problem.d_v;
   head.row_qk = problem.n_heads * problem.d_qk;
   head.row_v = problem.n_heads * problem.d_v;
-  const int64_t at_qk = b * problem.n * head.row_qk + h * problem.d_qk, at_v = b * problem.n * head.row_v + h * problem.d_v;
+  const int64_t at_qk = b * problem.n * head.row_qk + h * problem.d_qk,
+                at_v = b * problem.n * head.row_v + h * problem.d_v;
   head.q = saved.q.data<float>() + at_qk;
   head.k = saved.k.data<float>() + at_qk;
   head.v = saved.v.data<float>() + at_v;
@@ -167,19 +170,21 @@ void backward_f32(const AttentionProblem& problem, const AttentionSaved& saved, 
       if (heads.back().part != nullptr) phases = std::max(phases, heads.back().phases());
     }
     for (int64_t phase = 0; phase < phases; ++phase)
-      for_each_slice(problem, heads, phase, [&](int64_t b, int64_t h, const Slicing& slicing, int64_t group, int64_t s) {
-        const Range rows = slicing.slice(group, s), slab = slicing.slab(group, s - phase);
-        if (rows.empty()) return;
-        HeadSequence head = head_sequence(problem, saved, b, h);
-        const int64_t at_qk = head.q - saved.q.data<float>(), at_v = head.v - saved.v.data<float>();
-        head.d_o = d_o.data<float>() + at_v;
-        head.delta = delta.data<float>() + (b * problem.n_heads + h) * problem.n;
-        head.dq = grads.dq.data<float>() + at_qk;
-        head.dk = grads.dk.data<float>() + at_qk;
-        head.dv = grads.dv.data<float>() + at_v;
-        for (int64_t t = slab.begin; t < slab.end; t += kSlice)
-          backward_slab(head, *slicing.part, group, rows, {t, std::min(t + kSlice, slab.end)}, scratch.of_this_thread());
-      });
+      for_each_slice(problem, heads, phase,
+                     [&](int64_t b, int64_t h, const Slicing& slicing, int64_t group, int64_t s) {
+                       const Range rows = slicing.slice(group, s), slab = slicing.slab(group, s - phase);
+                       if (rows.empty()) return;
+                       HeadSequence head = head_sequence(problem, saved, b, h);
+                       const int64_t at_qk = head.q - saved.q.data<float>(), at_v = head.v - saved.v.data<float>();
+                       head.d_o = d_o.data<float>() + at_v;
+                       head.delta = delta.data<float>() + (b * problem.n_heads + h) * problem.n;
+                       head.dq = grads.dq.data<float>() + at_qk;
+                       head.dk = grads.dk.data<float>() + at_qk;
+                       head.dv = grads.dv.data<float>() + at_v;
+                       for (int64_t t = slab.begin; t < slab.end; t += kSlice)
+                         backward_slab(head, *slicing.part, group, rows, {t, std::min(t + kSlice, slab.end)},
+                                       scratch.of_this_thread());
+                     });
   }
 }
 
@@ -192,7 +197,8 @@ void forward_f64(const AttentionProblem& problem, const AttentionSaved& saved) {
   double* const lse = saved.lse.data<double>();
 #pragma omp parallel for schedule(dynamic, 16)
   for (int64_t index = 0; index < problem.batch * problem.n_heads * problem.n; ++index) {
-    const int64_t i = index % problem.n, h = index / problem.n % problem.n_heads, b = index / problem.n / problem.n_heads;
+    const int64_t i = index % problem.n, h = index / problem.n % problem.n_heads,
+                  b = index / problem.n / problem.n_heads;
     const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
     lse[index] = attend_row(problem.heads[static_cast<size_t>(h)], i, q + at_qk + i * row_qk, k + at_qk, row_qk,
                             problem.d_qk, v + at_v, row_v, problem.d_v, o + at_v + i * row_v);

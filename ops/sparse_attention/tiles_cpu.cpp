@@ -3,13 +3,16 @@
 
 #include "ops/sparse_attention/tiles_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
-// SSSE3 alone is not worth a copy. Scalable vectors cannot be kept in arrays, which the kernels need: there NEON is used.
+// SSSE3 alone is not worth a copy. Scalable vectors cannot be kept in arrays, which the kernels need: there NEON is
+// used.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/sparse_attention/tiles_cpu.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -55,7 +58,8 @@ HWY_INLINE void Store(V v, float* p) { hn::StoreU(v, Floats(), p); }
 
 /// 2^x for x <= 0, to 1.6e-7 relative; 0 below -127. NaN stays NaN: Max returns its second operand when either is NaN.
 HWY_INLINE V Exp2(V x) {
-  const V magic = Set(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer, which 127 turns into an exponent
+  const V magic =
+      Set(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer, which 127 turns into an exponent
   const V y = hn::Max(Set(-127.0f), x);
   const V rounded = hn::Add(y, magic);
   const V f = hn::Sub(y, hn::Sub(rounded, magic));  // in [-1/2, 1/2], where the polynomial is 2^f
@@ -105,7 +109,8 @@ HWY_INLINE void MicroKernel(int64_t depth, const float* HWY_RESTRICT a, int64_t 
 
 /// The last rows, fewer than kRows, in one call: a kernel of one row waits for each of its multiply-adds.
 template <int kM, int kN, bool kAdd>
-HWY_INLINE void LastRows(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+HWY_INLINE void LastRows(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
+                         int64_t c_row) {
   if constexpr (kM > 0) {
     if (rows == kM)
       MicroKernel<kM, kN, kAdd>(depth, a.data, a.row, a.column, b, b_row, c, c_row);
@@ -139,9 +144,12 @@ HWY_INLINE int64_t Padded(int64_t width) { return (width + 15) / 16 * 16; }
 /// to [count][padded] = scale * the rows of `from` at the positions of elements [begin, begin + count) of `strip`.
 void PackRows(const float* from, int64_t row, int64_t width, Strip strip, int64_t begin, int64_t count, float scale,
               float* HWY_RESTRICT to) {
+  constexpr int64_t kAhead = 6;  // rows lie far apart, where the hardware does not guess the next one
   const int64_t padded = Padded(width);
   for (int64_t t = 0; t < count; ++t, to += padded) {
     const float* HWY_RESTRICT x = from + strip.position(begin + t) * row;
+    const float* const ahead = from + strip.position(begin + std::min(t + kAhead, count - 1)) * row;
+    for (int64_t c = 0; c < width; c += 16) hwy::Prefetch(ahead + c);
     int64_t c = 0;
     for (; c + kLanes <= width; c += kLanes) Store(hn::Mul(Set(scale), Load(x + c)), to + c);
     for (; c < width; ++c) to[c] = scale * x[c];
@@ -163,16 +171,15 @@ void AddRows(const float* HWY_RESTRICT from, int64_t row, int64_t width, Strip s
 
 #if HWY_TARGET == HWY_SCALAR
 
-/// to [width][kTile] = from [kTile][width] transposed.
-void TransposeToLanes(const float* HWY_RESTRICT from, int64_t width, float* HWY_RESTRICT to) {
+void TransposeToLanes(const float* from, int64_t distance, int64_t width, float scale, float* HWY_RESTRICT to) {
   for (int64_t lane = 0; lane < kTile; ++lane)
-    for (int64_t c = 0; c < width; ++c) to[c * kTile + lane] = from[lane * width + c];
+    for (int64_t c = 0; c < width; ++c) to[c * kTile + lane] = scale * from[lane * distance + c];
 }
 
-/// to [kTile][width] = from [width][kTile] transposed.
-void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, float* HWY_RESTRICT to) {
+void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, const float* scale, float* to,
+                        int64_t distance) {
   for (int64_t lane = 0; lane < kTile; ++lane)
-    for (int64_t c = 0; c < width; ++c) to[lane * width + c] = from[c * kTile + lane];
+    for (int64_t c = 0; c < width; ++c) to[lane * distance + c] = scale[lane] * from[c * kTile + lane];
 }
 
 #else
@@ -211,33 +218,64 @@ HWY_INLINE void StoreBlocks(D d, hn::Vec<D> v, float* p, int64_t distance) {
   }
 }
 
-/// to [width][kTile] = from [kTile][width] transposed; width a multiple of 4.
-void TransposeToLanes(const float* HWY_RESTRICT from, int64_t width, float* HWY_RESTRICT to) {
+/// to [width][kTile] = scale * the transpose of kTile rows of `from`, `distance` apart; width a multiple of 4.
+void TransposeToLanes(const float* from, int64_t distance, int64_t width, float scale, float* HWY_RESTRICT to) {
   for (int64_t x = 0; x < kVectors; ++x)
     for (int64_t c = 0; c < width; c += 4) {
       V r[4];
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) r[m] = LoadBlocks(Floats(), from + (x * kLanes + m) * width + c, 4 * width);
+      for (int m = 0; m < 4; ++m) r[m] = LoadBlocks(Floats(), from + (x * kLanes + m) * distance + c, 4 * distance);
       TransposeBlocks(r);
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) Store(r[m], to + (c + m) * kTile + x * kLanes);
+      for (int m = 0; m < 4; ++m) Store(hn::Mul(Set(scale), r[m]), to + (c + m) * kTile + x * kLanes);
     }
 }
 
-/// to [kTile][width] = from [width][kTile] transposed; width a multiple of 4.
-void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, float* HWY_RESTRICT to) {
+/// kTile rows of `to`, `distance` apart, = the transpose of from [width][kTile], each times its scale [kTile]; width a
+/// multiple of 4.
+void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, const float* scale, float* to,
+                        int64_t distance) {
   for (int64_t x = 0; x < kVectors; ++x)
     for (int64_t c = 0; c < width; c += 4) {
       V r[4];
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) r[m] = Load(from + (c + m) * kTile + x * kLanes);
+      for (int m = 0; m < 4; ++m) r[m] = hn::Mul(Load(scale + x * kLanes), Load(from + (c + m) * kTile + x * kLanes));
       TransposeBlocks(r);
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) StoreBlocks(Floats(), r[m], to + (x * kLanes + m) * width + c, 4 * width);
+      for (int m = 0; m < 4; ++m) StoreBlocks(Floats(), r[m], to + (x * kLanes + m) * distance + c, 4 * distance);
     }
 }
 
 #endif
+
+/// Whether the rows of a tile are better transposed where they lie than packed first: rows further apart than 2 KiB
+/// fall in too few sets of the cache.
+HWY_INLINE bool TransposeInPlace(int64_t lanes, int64_t width, int64_t distance) {
+  return lanes == kTile && width % 4 == 0 && distance <= 512;
+}
+
+/// to [width][kTile] = scale * the rows of a tile, transposed; `packed` is scratch. Lanes that have no row are zero.
+void LoadTile(const float* from, int64_t row, int64_t width, Strip strip, int64_t begin, int64_t lanes, float scale,
+              float* packed, float* to) {
+  if (TransposeInPlace(lanes, width, strip.period * row))
+    return TransposeToLanes(from + strip.position(begin) * row, strip.period * row, width, scale, to);
+  const int64_t padded = Padded(width);
+  PackRows(from, row, width, strip, begin, lanes, 1.0f, packed);
+  std::memset(packed + lanes * padded, 0, static_cast<size_t>((kTile - lanes) * padded) * sizeof(float));
+  TransposeToLanes(packed, padded, padded, scale, to);
+}
+
+/// The rows of a tile = from [width][kTile] transposed, each times its scale.
+void StoreTile(const float* from, int64_t row, int64_t width, const float* scale, Strip strip, int64_t begin,
+               int64_t lanes, float* packed, float* to) {
+  if (TransposeInPlace(lanes, width, strip.period * row))
+    return TransposeFromLanes(from, width, scale, to + strip.position(begin) * row, strip.period * row);
+  const int64_t padded = Padded(width);
+  TransposeFromLanes(from, padded, scale, packed, padded);
+  for (int64_t lane = 0; lane < lanes; ++lane)
+    std::memcpy(to + strip.position(begin + lane) * row, packed + lane * padded,
+                static_cast<size_t>(width) * sizeof(float));
+}
 
 // --- Which keys a tile of queries meets ---
 
@@ -260,7 +298,8 @@ struct Segment {
 };
 
 /// The keys [begin, end) of a tile, cut so that each vector either meets a segment or does not. As both ends of the
-/// lanes' runs never move back, the vectors that meet a key are neighbours, and there are at most 2 * kVectors segments.
+/// lanes' runs never move back, the vectors that meet a key are neighbours, and there are at most 2 * kVectors
+/// segments.
 struct TileSchedule {
   int vector_begin[kVectors], vector_end[kVectors];  // keys that some lane of the vector meets
   int full_begin[kVectors], full_end[kVectors];      // those that all its lanes meet
@@ -303,7 +342,8 @@ HWY_INLINE V MaskedScores(V s, const TileKeys& keys, int x, int t) {
 }
 
 /// s [key - begin][kTile] = a * b over the segments of a tile: a [key][depth] packed rows, b [depth][kTile].
-HWY_INLINE void Scores(const TileSchedule& schedule, int begin, const float* a, int64_t depth, const float* b, float* s) {
+HWY_INLINE void Scores(const TileSchedule& schedule, int begin, const float* a, int64_t depth, const float* b,
+                       float* s) {
   const int64_t padded = Padded(depth);
   for (int i = 0; i < schedule.count; ++i) {
     const Segment& g = schedule.segments[i];
@@ -344,7 +384,8 @@ void SkipEarlierParts(const TileSchedule& schedule, const Part& part, int64_t gr
   for (int x = 0; x < kVectors; ++x)
     for (int t = schedule.vector_begin[x]; t < schedule.vector_end[x]; ++t)
       for (int64_t lane = x * kLanes; lane < std::min<int64_t>(count, (x + 1) * kLanes); ++lane)
-        if (part.skips(queries.position(row + lane), keys.position(key + t))) s[(t - begin) * kTile + lane] = -kInfinity;
+        if (part.skips(queries.position(row + lane), keys.position(key + t)))
+          s[(t - begin) * kTile + lane] = -kInfinity;
 }
 
 /// Hands out pieces of scratch, each aligned to 64 bytes.
@@ -452,17 +493,16 @@ void ForwardSlice(const HeadSequence& head, const Part& part, int64_t group, Ran
     const int64_t row = rows.begin + tile * kTile, lanes = std::min<int64_t>(kTile, rows.end - row);
     TileState& state = states[tile];
     state = {scratch.take(width_qk * kTile), scratch.take(width_v * kTile), scratch.take(kTile), scratch.take(kTile)};
-    std::memset(packed, 0, static_cast<size_t>(kTile * width_qk) * sizeof(float));
-    PackRows(head.q, head.row_qk, head.d_qk, queries, row, lanes, scale, packed);
-    TransposeToLanes(packed, width_qk, state.q);
+    LoadTile(head.q, head.row_qk, head.d_qk, queries, row, lanes, scale, packed, state.q);
     for (int64_t lane = 0; lane < kTile; ++lane) {
       const float lse = merge && lane < lanes ? head.lse[queries.position(row + lane)] : -kInfinity;
       state.largest[lane] = lse * kLog2e;
       state.sum[lane] = lse == -kInfinity ? 0.0f : 1.0f;
     }
-    std::memset(packed, 0, static_cast<size_t>(kTile * width_v) * sizeof(float));
-    if (merge) PackRows(head.o, head.row_v, head.d_v, queries, row, lanes, 1.0f, packed);
-    TransposeToLanes(packed, width_v, state.o);
+    if (merge)
+      LoadTile(head.o, head.row_v, head.d_v, queries, row, lanes, 1.0f, packed, state.o);
+    else
+      std::memset(state.o, 0, static_cast<size_t>(width_v * kTile) * sizeof(float));
   }
 
   for (int64_t origin = span.begin; origin < span.end; origin += kChunk) {
@@ -484,15 +524,13 @@ void ForwardSlice(const HeadSequence& head, const Part& part, int64_t group, Ran
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t row = rows.begin + tile * kTile, lanes = std::min<int64_t>(kTile, rows.end - row);
     const TileState& state = states[tile];
-    TransposeFromLanes(state.o, width_v, packed);
     for (int64_t lane = 0; lane < lanes; ++lane) {
-      const int64_t i = queries.position(row + lane);
       const bool no_keys = state.largest[lane] == -kInfinity;
-      const float inverse = no_keys ? 0.0f : 1.0f / state.sum[lane];
-      float* const o = head.o + i * head.row_v;
-      for (int64_t c = 0; c < head.d_v; ++c) o[c] = inverse * packed[lane * width_v + c];
-      head.lse[i] = no_keys ? -kInfinity : (state.largest[lane] + std::log2(state.sum[lane])) * kLn2;
+      head.lse[queries.position(row + lane)] =
+          no_keys ? -kInfinity : (state.largest[lane] + std::log2(state.sum[lane])) * kLn2;
+      state.sum[lane] = no_keys ? 0.0f : 1.0f / state.sum[lane];
     }
+    StoreTile(state.o, head.row_v, head.d_v, state.sum, queries, row, lanes, packed, head.o);
   }
 }
 
@@ -513,8 +551,8 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
   float* const v = scratch.take(kSlice * width_v);
   float* const dk = scratch.take(kSlice * width_qk);
   float* const dv = scratch.take(kSlice * width_v);
-  float* const p = scratch.take(kStep * kTile);    // [key][query]
-  float* const ds = scratch.take(kStep * kTile);   // [key][query]
+  float* const p = scratch.take(kStep * kTile);       // [key][query]
+  float* const ds = scratch.take(kStep * kTile);      // [key][query]
   float* const q = scratch.take(kTile * width_qk);    // [query][d_qk]
   float* const q_t = scratch.take(kTile * width_qk);  // [d_qk][query]
   float* const d_o = scratch.take(kTile * width_v);
@@ -523,6 +561,8 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
   float* const dq_t = scratch.take(kTile * width_qk);
   float* const lse = scratch.take(kTile);
   float* const delta = scratch.take(kTile);
+  float* const scales = scratch.take(kTile);
+  std::fill(scales, scales + kTile, scale);
 
   PackRows(head.k, head.row_qk, head.d_qk, key_list, origin, limit, 1.0f, k);
   PackRows(head.v, head.row_v, head.d_v, key_list, origin, limit, 1.0f, v);
@@ -541,8 +581,8 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
     std::memset(d_o + lanes * width_v, 0, static_cast<size_t>((kTile - lanes) * width_v) * sizeof(float));
     PackRows(head.q, head.row_qk, head.d_qk, queries, row, lanes, scale * kLog2e, q);
     PackRows(head.d_o, head.row_v, head.d_v, queries, row, lanes, 1.0f, d_o);
-    TransposeToLanes(q, width_qk, q_t);
-    TransposeToLanes(d_o, width_v, d_o_t);
+    TransposeToLanes(q, width_qk, width_qk, 1.0f, q_t);
+    TransposeToLanes(d_o, width_v, width_v, 1.0f, d_o_t);
     std::memset(dq_t, 0, static_cast<size_t>(width_qk * kTile) * sizeof(float));
     for (int64_t lane = 0; lane < kTile; ++lane) {
       lse[lane] = delta[lane] = 0.0f;
@@ -555,7 +595,7 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
     for (int begin = tile_begin; begin < tile_end; begin += kStep) {
       const TileSchedule schedule(tile_keys, begin, std::min(begin + kStep, tile_end));
       if (schedule.empty()) continue;
-      Scores(schedule, begin, k, head.d_qk, q_t, p);   // s = k q^T
+      Scores(schedule, begin, k, head.d_qk, q_t, p);    // s = k q^T
       Scores(schedule, begin, v, head.d_v, d_o_t, ds);  // dp = v d_o^T
       SkipEarlierParts(schedule, part, group, row, lanes, origin, begin, p);
       for (int x = 0; x < kVectors; ++x) {  // p = 2^(s - lse), ds = p * (dp - delta)
@@ -575,12 +615,12 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
         weigh(schedule.full_begin[x], schedule.full_end[x], false);
         weigh(schedule.full_end[x], schedule.vector_end[x], true);
       }
-      AddKeyProduct(schedule, begin, p, d_o, head.d_v, dv);              // dv += p d_o
-      AddKeyProduct(schedule, begin, ds, q, head.d_qk, dk);              // dk += ds q
-      AddTransposedProduct(schedule, begin, k, head.d_qk, ds, dq_t);     // dq^T += k^T ds
+      AddKeyProduct(schedule, begin, p, d_o, head.d_v, dv);           // dv += p d_o
+      AddKeyProduct(schedule, begin, ds, q, head.d_qk, dk);           // dk += ds q
+      AddTransposedProduct(schedule, begin, k, head.d_qk, ds, dq_t);  // dq^T += k^T ds
     }
-    TransposeFromLanes(dq_t, width_qk, dq);
-    AddRows(dq, head.row_qk, head.d_qk, queries, row, lanes, scale, head.dq);
+    TransposeFromLanes(dq_t, width_qk, scales, dq, width_qk);
+    AddRows(dq, head.row_qk, head.d_qk, queries, row, lanes, 1.0f, head.dq);
   }
   AddRows(dk, head.row_qk, head.d_qk, key_list, origin, limit, kLn2, head.dk);  // q was scaled by scale / ln 2
   AddRows(dv, head.row_v, head.d_v, key_list, origin, limit, 1.0f, head.dv);
@@ -589,7 +629,7 @@ void BackwardSlab(const HeadSequence& head, const Part& part, int64_t group, Ran
 int64_t TileScratchFloats(int64_t d_qk, int64_t d_v) {
   const int64_t width = std::max(Padded(d_qk), Padded(d_v));
   const int64_t forward = 2 * kChunk * width + kStep * kTile + kTile * width + 2 * (kSlice + kTile) * (width + 16);
-  const int64_t backward = 4 * kSlice * width + 2 * kStep * kTile + 6 * kTile * width + 2 * (kTile + 16);
+  const int64_t backward = 4 * kSlice * width + 2 * kStep * kTile + 6 * kTile * width + 3 * (kTile + 16);
   return std::max(forward, backward);
 }
 

@@ -26,8 +26,8 @@ const char* tile_target();
 /// Floats of scratch that the functions below need, aligned to 64 bytes.
 int64_t tile_scratch_floats(int64_t d_qk, int64_t d_v);
 
-/// o and lse of the queries [rows.begin, rows.end), at most kSlice of them, of a group of the part. With `merge`, o and lse
-/// hold the result of earlier parts, and this part joins them in one softmax.
+/// o and lse of the queries [rows.begin, rows.end), at most kSlice of them, of a group of the part. With `merge`, o and
+/// lse hold the result of earlier parts, and this part joins them in one softmax.
 void forward_slice(const HeadSequence& head, const Part& part, int64_t group, Range rows, bool merge, float* scratch);
 
 /// Adds to dq, dk and dv what the pairs of the queries `rows` and the keys `keys`, both of one group, contribute.

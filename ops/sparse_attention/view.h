@@ -2,9 +2,9 @@
 // How kernels see a pattern: rows taken through a view, a list of keys, and for each query one interval of that list.
 //
 // Seen through the right view every pattern is a band: the queries split into groups of equal residue, the keys of a
-// group are a regular subset of the positions (a Strip), and a query meets a contiguous run of them whose two ends never
-// move back from one query to the next. Tiles, masks and work therefore follow from closed forms; nothing is stored per
-// pair or per block.
+// group are a regular subset of the positions (a Strip), and a query meets a contiguous run of them whose two ends
+// never move back from one query to the next. Tiles, masks and work therefore follow from closed forms; nothing is
+// stored per pair or per block.
 
 #include <algorithm>
 #include <cstdint>

@@ -46,7 +46,8 @@ inline Variable random_leaf(const Shape& shape, uint64_t seed) {
 using Function = std::function<Variable(const std::vector<Variable>&)>;
 
 /// fn(inputs) and the gradients in every input, when `dy` is the gradient in the result.
-inline std::vector<Tensor> value_and_gradients(const Function& fn, const std::vector<Tensor>& inputs, const Tensor& dy) {
+inline std::vector<Tensor> value_and_gradients(const Function& fn, const std::vector<Tensor>& inputs,
+                                               const Tensor& dy) {
   std::vector<Variable> leaves;
   for (const Tensor& input : inputs) leaves.emplace_back(input, /*requires_grad=*/true);
   const Variable y = fn(leaves);
@@ -71,7 +72,8 @@ inline double max_abs(const Tensor& t) {
 /// The largest |a - b|; infinite where exactly one of both is NaN or the shapes differ.
 inline double max_distance(const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape())) return std::numeric_limits<double>::infinity();
-  const std::vector<double> x = to_vector<double>(to_dtype(a, DType::f64)), y = to_vector<double>(to_dtype(b, DType::f64));
+  const std::vector<double> x = to_vector<double>(to_dtype(a, DType::f64)),
+                            y = to_vector<double>(to_dtype(b, DType::f64));
   double largest = 0.0;
   for (size_t i = 0; i < x.size(); ++i) {
     if (std::isnan(x[i]) != std::isnan(y[i])) return std::numeric_limits<double>::infinity();

@@ -31,7 +31,8 @@ Tensor reference(const Tensor& x, double rate, int64_t op, const Run& run) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("dropout: the mask of the header, forward and backward, on every instruction set", T, float, double) {
+TEST_CASE_TEMPLATE("dropout: the mask of the header, forward and backward, on every instruction set", T, float,
+                   double) {
   for_each_simd_target([] {
     for (const Shape& shape : std::vector<Shape>{{1, 1}, {3, 7}, {2, 31}, {3, 5, 13}, {2, 1000}, {2, 20'001}})
       for (const float rate : {0.1f, 0.25f, 0.5f, 0.99f}) {
@@ -42,15 +43,6 @@ TEST_CASE_TEMPLATE("dropout: the mask of the header, forward and backward, on ev
                          {reference<T>(x, rate, 300, kRun), reference<T>(dy, rate, 300, kRun)});
       }
   });
-}
-
-TEST_CASE("dropout: calls Philox as Rng::bits does") {
-  const Rng rng(5, RandomPurpose::dropout);
-  const DropoutMask mask{rng, {}, 1};
-  const Rng::Place place{.step = 0x1'2345'6789, .sample = 0xab'cdef'0123, .op = 0xfedc};
-  const int64_t group = 0x12'3456'789a;
-  const Philox::Block a = Philox::block(DropoutMask::counter(place, group), mask.key()), b = rng.bits(place, group);
-  for (int i = 0; i < 4; ++i) CHECK(a.word[i] == b.word[i]);
 }
 
 TEST_CASE("dropout: a batch split in parts has the mask of the whole, in f32 and f64") {
@@ -121,14 +113,16 @@ TEST_CASE("dropout: the same bits on any number of threads") {
 TEST_CASE("dropout: names what is out of range") {
   const Variable x(zeros({2, 2}, DType::f32));
   for (const float rate : {-0.1f, 1.0f, 0.999999f, NAN})
-    CHECK(message_of([&] { dropout(x, rate, 0, kRun); })
-              .starts_with("dropout: rate must be in [0, 1) when rounded to a multiple of 2^-16, got "));
+    CHECK(message_of([&] {
+            dropout(x, rate, 0, kRun);
+          }).starts_with("dropout: rate must be in [0, 1) when rounded to a multiple of 2^-16, got "));
   CHECK(message_of([&] { dropout(x, 0.1f, 65536, kRun); }) == "dropout: op must be in [0, 65536), got 65536");
   CHECK(message_of([&] { dropout(x, 0.1f, -1, kRun); }) == "dropout: op must be in [0, 65536), got -1");
   CHECK(message_of([&] { dropout(Variable(zeros({}, DType::f32)), 0.1f, 0, kRun); }) ==
         "dropout: x must have a batch dimension, got []");
-  CHECK(message_of([&] { dropout(Variable(zeros({2, 2}, DType::i64)), 0.1f, 0, kRun); }) ==
-        "dropout: dtype must be f32 or f64, got i64");
+  CHECK(message_of([&] {
+          dropout(Variable(zeros({2, 2}, DType::i64)), 0.1f, 0, kRun);
+        }) == "dropout: dtype must be f32 or f64, got i64");
 }
 
 }  // namespace lacuna::test

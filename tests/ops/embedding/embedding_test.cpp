@@ -128,17 +128,21 @@ TEST_CASE("embedding: names what does not fit") {
   const Tensor good = zeros({2, 6}, DType::u8);
   CHECK(message_of([&] { embedding(zeros({6}, DType::u8), token, {position}, start); }) ==
         "embedding: tokens must be [batch, n_ctx], got [6]");
-  CHECK(message_of([&] { embedding(zeros({2, 6}, DType::i32), token, {position}, start); }) ==
-        "embedding: tokens must be u8, got i32");
+  CHECK(message_of([&] {
+          embedding(zeros({2, 6}, DType::i32), token, {position}, start);
+        }) == "embedding: tokens must be u8, got i32");
   CHECK(message_of([&] { embedding(good, token, {}, start); }) == "embedding: needs at least one position table");
-  CHECK(message_of([&] { embedding(good, token, {f32({5, 3})}, start); }) ==
-        "embedding: position tables have 5 places for n_ctx 6");
-  CHECK(message_of([&] { embedding(good, token, {f32({6, 2})}, start); }) ==
-        "embedding: position tables must be [extent, 3], got [6, 2]");
+  CHECK(message_of([&] {
+          embedding(good, token, {f32({5, 3})}, start);
+        }) == "embedding: position tables have 5 places for n_ctx 6");
+  CHECK(message_of([&] {
+          embedding(good, token, {f32({6, 2})}, start);
+        }) == "embedding: position tables must be [extent, 3], got [6, 2]");
   CHECK(message_of([&] { embedding(good, token, {position}, f32({4})); }) ==
         "embedding: start must be [3] like the rows of token, got [4]");
-  CHECK(message_of([&] { embedding(good, token, {Variable(zeros({6, 3}, DType::f64))}, start); }) ==
-        "embedding: all inputs must be alike, got f32 on cpu and f64 on cpu");
+  CHECK(message_of([&] {
+          embedding(good, token, {Variable(zeros({6, 3}, DType::f64))}, start);
+        }) == "embedding: all inputs must be alike, got f32 on cpu and f64 on cpu");
 }
 
 }  // namespace lacuna::test

@@ -14,7 +14,8 @@ Variable run(const std::vector<Variable>& in) { return layer_norm(in[0], in[1], 
 
 std::vector<Tensor> random_inputs(const Shape& shape, DType dtype, double shift = 0.0) {
   const Shape d_model{shape.dim(-1)};
-  return {random_tensor(shape, dtype, 1, 2.0, shift), random_tensor(d_model, dtype, 2), random_tensor(d_model, dtype, 3)};
+  return {random_tensor(shape, dtype, 1, 2.0, shift), random_tensor(d_model, dtype, 2),
+          random_tensor(d_model, dtype, 3)};
 }
 
 template <class T>
@@ -68,7 +69,8 @@ TEST_CASE("layer_norm: f32 is as accurate as the plain loop on every instruction
 
 TEST_CASE("layer_norm: a constant row gives the bias, in f32 and f64") {
   for (const DType dtype : {DType::f32, DType::f64}) {
-    const Variable x(full({2, 35}, dtype, 3.0)), gain(random_tensor({35}, dtype, 1)), bias(random_tensor({35}, dtype, 2));
+    const Variable x(full({2, 35}, dtype, 3.0)), gain(random_tensor({35}, dtype, 1)),
+        bias(random_tensor({35}, dtype, 2));
     const Tensor y = layer_norm(x, gain, bias).value();
     CHECK(same_bits(y.slice(0, 1).reshape({35}), bias.value()));
     CHECK(same_bits(y.slice(1, 2).reshape({35}), bias.value()));
@@ -94,8 +96,9 @@ TEST_CASE("layer_norm: names what does not fit") {
         "layer_norm: gain and bias must be [4], the last dimension of x, got [3]");
   CHECK(message_of([&] { layer_norm(x, four, Variable(zeros({4}, DType::f64))); }) ==
         "layer_norm: all inputs must be alike, got f32 on cpu and f64 on cpu");
-  CHECK(message_of([&] { layer_norm(Variable(zeros({2, 0}, DType::f32)), four, four); }) ==
-        "layer_norm: x must have a last dimension of at least 1, got [2, 0]");
+  CHECK(message_of([&] {
+          layer_norm(Variable(zeros({2, 0}, DType::f32)), four, four);
+        }) == "layer_norm: x must have a last dimension of at least 1, got [2, 0]");
   const Variable halves(zeros({4}, DType::f16));
   CHECK(message_of([&] { layer_norm(halves, halves, halves); }) == "layer_norm: dtype must be f32 or f64, got f16");
 }

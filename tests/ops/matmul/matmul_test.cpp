@@ -16,7 +16,8 @@ void reference_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, T alpha, 
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
       T sum = 0;
-      for (int64_t l = 0; l < k; ++l) sum += (ta ? a[l * lda + i] : a[i * lda + l]) * (tb ? b[j * ldb + l] : b[l * ldb + j]);
+      for (int64_t l = 0; l < k; ++l)
+        sum += (ta ? a[l * lda + i] : a[i * lda + l]) * (tb ? b[j * ldb + l] : b[l * ldb + j]);
       c[i * ldc + j] = alpha * sum + (beta == T{0} ? T{0} : beta * c[i * ldc + j]);
     }
 }
@@ -32,14 +33,18 @@ std::vector<Tensor> reference_linear(const std::vector<Tensor>& in, const Tensor
       out[0].data<T>()[r * d_out + j] = in[2].data<T>()[j];
       out[3].data<T>()[j] += dy.data<T>()[r * d_out + j];
     }
-  reference_gemm<T>(false, true, rows, d_out, d_in, 1, in[0].data<T>(), d_in, in[1].data<T>(), d_in, 1, out[0].data<T>(), d_out);
-  reference_gemm<T>(false, false, rows, d_in, d_out, 1, dy.data<T>(), d_out, in[1].data<T>(), d_in, 0, out[1].data<T>(), d_in);
-  reference_gemm<T>(true, false, d_out, d_in, rows, 1, dy.data<T>(), d_out, in[0].data<T>(), d_in, 0, out[2].data<T>(), d_in);
+  reference_gemm<T>(false, true, rows, d_out, d_in, 1, in[0].data<T>(), d_in, in[1].data<T>(), d_in, 1,
+                    out[0].data<T>(), d_out);
+  reference_gemm<T>(false, false, rows, d_in, d_out, 1, dy.data<T>(), d_out, in[1].data<T>(), d_in, 0, out[1].data<T>(),
+                    d_in);
+  reference_gemm<T>(true, false, d_out, d_in, rows, 1, dy.data<T>(), d_out, in[0].data<T>(), d_in, 0, out[2].data<T>(),
+                    d_in);
   return out;
 }
 
 std::vector<Tensor> random_inputs(int64_t rows, int64_t d_in, int64_t d_out, DType dtype) {
-  return {random_tensor({rows, d_in}, dtype, 1), random_tensor({d_out, d_in}, dtype, 2), random_tensor({d_out}, dtype, 3)};
+  return {random_tensor({rows, d_in}, dtype, 1), random_tensor({d_out, d_in}, dtype, 2),
+          random_tensor({d_out}, dtype, 3)};
 }
 
 }  // namespace
@@ -53,7 +58,8 @@ TEST_CASE_TEMPLATE("gemm: every transposition, distance between rows, alpha and 
         for (const T beta : {T{0}, T{1}, T(-0.5)}) {
           const int64_t m = size[0], n = size[1], k = size[2], pad = 3;
           const int64_t lda = (ta ? m : k) + pad, ldb = (tb ? k : n) + pad, ldc = n + pad;
-          const Tensor a = random_tensor({ta ? k : m, lda}, dtype_of<T>, 1), b = random_tensor({tb ? n : k, ldb}, dtype_of<T>, 2);
+          const Tensor a = random_tensor({ta ? k : m, lda}, dtype_of<T>, 1),
+                       b = random_tensor({tb ? n : k, ldb}, dtype_of<T>, 2);
           const Tensor c = random_tensor({m, ldc}, dtype_of<T>, 3);
           if (beta == T{0}) fill(c, std::numeric_limits<double>::quiet_NaN());  // C is not read then
           const Tensor expected = clone(to_dtype(c, DType::f64));
@@ -135,14 +141,16 @@ TEST_CASE("linear: the same bits on any number of threads") {
 
 TEST_CASE("linear, matmul: name what does not fit") {
   const Variable x(zeros({2, 3}, DType::f32)), weight(zeros({4, 3}, DType::f32));
-  CHECK(message_of([&] { linear(x, Variable(zeros({4, 5}, DType::f32))); }) ==
-        "linear: x must be [..., 5] for weight [4, 5], got [2, 3]");
+  CHECK(message_of([&] {
+          linear(x, Variable(zeros({4, 5}, DType::f32)));
+        }) == "linear: x must be [..., 5] for weight [4, 5], got [2, 3]");
   CHECK(message_of([&] { linear(x, Variable(zeros({3}, DType::f32))); }) ==
         "linear: weight must be [d_out, d_in], got [3]");
   CHECK(message_of([&] { linear(x, weight, Variable(zeros({3}, DType::f32))); }) ==
         "linear: bias must be [4] for weight [4, 3], got [3]");
-  CHECK(message_of([&] { linear(x, Variable(zeros({4, 3}, DType::f64))); }) ==
-        "linear: all inputs must be alike, got f32 on cpu and f64 on cpu");
+  CHECK(message_of([&] {
+          linear(x, Variable(zeros({4, 3}, DType::f64)));
+        }) == "linear: all inputs must be alike, got f32 on cpu and f64 on cpu");
   CHECK(message_of([&] { matmul(x, weight); }) == "matmul: a and b must be [m, k] and [k, n], got [2, 3] and [4, 3]");
   const Variable bytes(zeros({2, 2}, DType::u8));
   CHECK(message_of([&] { matmul(bytes, bytes); }) == "matmul: dtype must be f32 or f64, got u8");

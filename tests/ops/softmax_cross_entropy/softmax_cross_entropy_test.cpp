@@ -44,7 +44,8 @@ Tensor random_targets(const Shape& logits) {
 TEST_CASE("softmax_cross_entropy: f64 is the formula") {
   for (const Shape& shape : kLogits) {
     const Tensor z = random_tensor(shape, DType::f64, 1, 5.0), targets = random_targets(shape);
-    expect_close(value_and_gradients(run(targets), {z}, full({}, DType::f64, 3.0)), reference<double>(z, targets, 3.0), 1e-12);
+    expect_close(value_and_gradients(run(targets), {z}, full({}, DType::f64, 3.0)), reference<double>(z, targets, 3.0),
+                 1e-12);
   }
 }
 
@@ -76,7 +77,8 @@ TEST_CASE("softmax_cross_entropy: logits of zero cost exactly 8 bits for each by
 
 TEST_CASE("softmax_cross_entropy: huge logits neither overflow nor underflow the loss") {
   for_each_simd_target([] {
-    const Tensor z = from_vector<float>({1e4f, -1e4f, 0.0f, -1e4f}, {2, 2}), targets = from_vector<uint8_t>({0, 1}, {2});
+    const Tensor z = from_vector<float>({1e4f, -1e4f, 0.0f, -1e4f}, {2, 2}),
+                 targets = from_vector<uint8_t>({0, 1}, {2});
     const std::vector<Tensor> r = value_and_gradients(run(targets), {z}, full({}, DType::f32, 1.0));
     CHECK(*r[0].data<float>() == 5e3f);
     CHECK(to_vector<float>(r[1]) == std::vector<float>{0.0f, 0.0f, 0.5f, -0.5f});
@@ -103,7 +105,8 @@ TEST_CASE("cross_entropy_per_row: the terms of the mean") {
     CHECK(*softmax_cross_entropy(row, targets.view(r, {1})).value().data<double>() == rows.data<double>()[r]);
     sum += rows.data<double>()[r];
   }
-  CHECK(*softmax_cross_entropy(Variable(z), targets).value().data<double>() == doctest::Approx(sum / 6.0).epsilon(1e-14));
+  CHECK(*softmax_cross_entropy(Variable(z), targets).value().data<double>() ==
+        doctest::Approx(sum / 6.0).epsilon(1e-14));
   CHECK(cross_entropy_per_row(to_dtype(z, DType::f32), targets).dtype() == DType::f32);
 }
 
@@ -122,16 +125,19 @@ TEST_CASE("softmax_cross_entropy: the same bits on any number of threads") {
 
 TEST_CASE("softmax_cross_entropy: names what does not fit") {
   const Variable z(zeros({2, 4}, DType::f32));
-  CHECK(message_of([&] { softmax_cross_entropy(z, from_vector<uint8_t>({3, 4}, {2})); }) ==
-        "softmax_cross_entropy: targets must be below n_vocab 4, got 4 at [1]");
+  CHECK(message_of([&] {
+          softmax_cross_entropy(z, from_vector<uint8_t>({3, 4}, {2}));
+        }) == "softmax_cross_entropy: targets must be below n_vocab 4, got 4 at [1]");
   CHECK(message_of([&] { softmax_cross_entropy(z, zeros({4}, DType::u8)); }) ==
         "softmax_cross_entropy: targets must be [2] for logits [2, 4], got [4]");
   CHECK(message_of([&] { softmax_cross_entropy(z, zeros({2}, DType::i64)); }) ==
         "softmax_cross_entropy: targets must be u8, got i64");
-  CHECK(message_of([&] { softmax_cross_entropy(Variable(zeros({0, 4}, DType::f32)), zeros({0}, DType::u8)); }) ==
-        "softmax_cross_entropy: the mean needs at least one row, got logits [0, 4]");
-  CHECK(message_of([&] { softmax_cross_entropy(Variable(zeros({2, 4}, DType::bf16)), zeros({2}, DType::u8)); }) ==
-        "softmax_cross_entropy: dtype must be f32 or f64, got bf16");
+  CHECK(message_of([&] {
+          softmax_cross_entropy(Variable(zeros({0, 4}, DType::f32)), zeros({0}, DType::u8));
+        }) == "softmax_cross_entropy: the mean needs at least one row, got logits [0, 4]");
+  CHECK(message_of([&] {
+          softmax_cross_entropy(Variable(zeros({2, 4}, DType::bf16)), zeros({2}, DType::u8));
+        }) == "softmax_cross_entropy: dtype must be f32 or f64, got bf16");
   CHECK(message_of([&] { cross_entropy_per_row(z.value(), zeros({3}, DType::u8)); }) ==
         "cross_entropy_per_row: targets must be [2] for logits [2, 4], got [3]");
 }

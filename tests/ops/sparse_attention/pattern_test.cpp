@@ -195,14 +195,14 @@ TEST_CASE("pattern: mean and largest number of keys at the paper's sizes") {
 }
 
 TEST_CASE("pattern: text round trip") {
-  for (const std::string text :
-       {"dense", "local(window=96) | column(stride=96)",
-        "column(stride=96), local(window=96), local(window=96), local(window=96)",
-        "fixed_block(stride=128) + fixed_summary(stride=128, c=32, sub_blocks=4)",
-        "dense, fixed_summary(stride=8, c=8) + local(window=1) | dense"})
+  for (const std::string text : {"dense", "local(window=96) | column(stride=96)",
+                                 "column(stride=96), local(window=96), local(window=96), local(window=96)",
+                                 "fixed_block(stride=128) + fixed_summary(stride=128, c=32, sub_blocks=4)",
+                                 "dense, fixed_summary(stride=8, c=8) + local(window=1) | dense"})
     CHECK(to_string(parse_attention(text)) == text);
 
-  const AttentionPattern parsed = parse_attention("\tfixed_summary( c=8 ,stride=16 )+dense( ) |\n local(window = 3),dense");
+  const AttentionPattern parsed =
+      parse_attention("\tfixed_summary( c=8 ,stride=16 )+dense( ) |\n local(window = 3),dense");
   CHECK(parsed == AttentionPattern{{{{{FixedSummary{16, 8}, Dense{}}, {Local{3}}}}, {{{Dense{}}}}}});
 
   CHECK(rc::check([] {
@@ -230,8 +230,7 @@ TEST_CASE("pattern: a mistake in the text is named") {
   CHECK(error("fixed_summary(stride=8)") == "fixed_summary: c is missing, as in fixed_summary(c=128)");
   CHECK(error("local(window=8, window=9)") == "local: window is given twice");
   CHECK(error("local(window=x)") == "local: window must be a whole number, got 'x)'");
-  CHECK(error("local(window=99999999999999999999)") ==
-        "local: window must be a whole number, got '999999999999'");
+  CHECK(error("local(window=99999999999999999999)") == "local: window must be a whole number, got '999999999999'");
   CHECK(error("local(window=8") == "local: expected ',' or ')', got the end");
   CHECK(error("local(window 8)") == "local: expected '=' after window, got '8)'");
   CHECK(error("local(=8)") == "attention: expected a field, got '=8)'");
