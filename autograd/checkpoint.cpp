@@ -10,13 +10,15 @@ Variable checkpoint(std::function<Variable(const std::vector<Variable>&)> fn, st
     return fn(inputs).value();
   }();
 
-  auto backward = [fn = std::move(fn), inputs](const Tensor& dy, const Needs& needs) {
+  std::vector<Tensor> values;  // not the variables: a chain of nested captures would be destroyed by recursion
+  for (const Variable& input : inputs) values.push_back(input.value());
+  auto backward = [fn = std::move(fn), values = std::move(values)](const Tensor& dy, const Needs& needs) {
     // The inputs again, as leaves: the graph of the recomputation ends at them.
     std::vector<Variable> leaves;
-    for (size_t i = 0; i < inputs.size(); ++i) leaves.emplace_back(inputs[i].value(), needs.wants(i));
+    for (size_t i = 0; i < values.size(); ++i) leaves.emplace_back(values[i], needs.wants(i));
     const GradientMode on(true);
     const Variable again = fn(leaves);
-    lacuna::backward(again, dy);
+    if (again.requires_grad()) lacuna::backward(again, dy);
 
     Grads grads;
     for (const Variable& leaf : leaves) grads.push_back(leaf.has_grad() ? leaf.grad() : Tensor());

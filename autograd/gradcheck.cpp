@@ -20,8 +20,8 @@ double projection(const Variable& y, const std::vector<double>& weights) {
 void expect_gradients(const std::vector<Variable>& inputs, const std::function<Variable()>& fn,
                       const GradientCheck& options) {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    check(inputs[i].requires_grad() && inputs[i].dtype() == DType::f64,
-          "expect_gradients: input ", i, " must be an f64 leaf that requires a gradient, got ", inputs[i].dtype());
+    check(inputs[i].requires_grad() && inputs[i].dtype() == DType::f64, "expect_gradients: input ", i,
+          " must be an f64 leaf that requires a gradient, got ", inputs[i].dtype());
     inputs[i].clear_grad();
   }
 

@@ -12,7 +12,7 @@ struct GradientCheck {
   double eps = 1e-6;   // step of the central difference
   double rtol = 1e-6;  // |analytic - numeric| <= atol + rtol * max |numeric of that input|
   double atol = 1e-8;
-  uint64_t seed = 1;   // of the random projection
+  uint64_t seed = 1;  // of the random projection
 };
 
 /// Compares backward() with central differences of `fn` in every element of every input. The output is contracted

@@ -150,8 +150,7 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
 
   bool end_array() override {
     where_ = Where::tensor;
-    check(key_ == "shape" || offsets_->size() == 2, tensor(), "data_offsets must hold 2 integers, got ",
-          offsets_->size());
+    check(key_ == "shape" || list()->size() == 2, tensor(), "data_offsets must hold 2 integers, got ", list()->size());
     return true;
   }
 

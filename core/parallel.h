@@ -6,9 +6,9 @@
 
 namespace lacuna {
 
-/// Calls `body(begin, end)` on disjoint ranges that cover [0, count), on the OpenMP threads. Ranges hold at least
-/// `grain` elements and begin at multiples of it, whatever the number of threads, so a result that depends on
-/// whole grains does not depend on the threads. Runs inline when there is only one grain. `body` must not throw.
+/// Calls `body(begin, end)` on disjoint ranges that cover [0, count), on the OpenMP threads. Each range is `grain`
+/// elements but the last, which may be shorter: a fact of `count` alone, so what is computed range by range does not
+/// depend on the threads. Runs inline when there is only one range. `body` must not throw.
 template <class Body>
 void parallel_for(int64_t count, const Body& body, int64_t grain = 16384) {
   const int64_t grains = (count + grain - 1) / grain;

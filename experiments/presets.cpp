@@ -31,14 +31,23 @@ TrainConfig cifar10_paper() {
           .checkpoint_every = 1000, .sample_count = 16};
 }
 
-ModelConfig cifar10_laptop(const char* attention) {
-  return {.n_ctx = 3072, .d_model = 128, .n_layers = 4, .n_heads = 2, .d_qk = 64, .d_ff = 256,
-          .position_extents = {32, 32, 3}, .attention = parse_attention(attention), .recompute = false};
+// In minutes a model does not find from learned positions which of 3072 bytes to look at, so half of the heads see only
+// the last bytes: without them these runs stay above 6.5 bits per dim. The input at position i is byte i - 1, so column 95
+// brings the pixel above: byte i - 96.
+
+ModelConfig cifar10_laptop(const std::string& far_heads) {
+  return {.n_ctx = 3072, .d_model = 128, .n_layers = 4, .n_heads = 4, .d_qk = 64, .d_ff = 256,
+          .position_extents = {32, 32, 3}, .attention = parse_attention("local(window=2) | local(window=4) | " + far_heads),
+          .recompute = false};
 }
 
+constexpr const char* kStridedHeads = "local(window=96) | column(stride=95)";
+constexpr const char* kFixedHeads = "fixed_block(stride=96) | fixed_block(stride=96) + fixed_summary(stride=96, c=16)";
+constexpr const char* kDenseHeads = "dense | dense";
+
 TrainConfig cifar10_laptop_recipe() {
-  return {.steps = 400, .batch = 4, .lr = 2e-3, .warmup_steps = 40, .beta2 = 0.98, .ema_decay = 0.98,
-          .eval_every = 100, .eval_windows = 24, .test_windows = 100, .checkpoint_every = 100, .sample_count = 4};
+  return {.steps = 3000, .batch = 1, .lr = 4e-3, .warmup_steps = 100, .beta2 = 0.98, .ema_decay = 0.98,
+          .eval_every = 500, .eval_windows = 24, .test_windows = 100, .checkpoint_every = 500, .sample_count = 4};
 }
 
 // --- enwik8, Sec. 7.2: 95M parameters, fixed pattern with stride 128 and c = 32, merged, dropout 0.40, 80 epochs of 90
@@ -55,14 +64,19 @@ TrainConfig enwik8_paper() {
           .eval_windows = 100, .checkpoint_every = 500, .sample_count = 2, .sample_length = 4096};
 }
 
-ModelConfig enwik8_laptop(const char* attention) {
-  return {.n_ctx = 512, .d_model = 192, .n_layers = 4, .n_heads = 4,
-          .position_extents = {16, 32}, .attention = parse_attention(attention), .recompute = false};
+// A million bytes and minutes are too few to find from learned positions that the last few bytes matter most, so three
+// of the four heads see only those: 2.6 bits per byte on the sample's test bytes, where the pure patterns stay above 3.
+
+constexpr const char* kFixed32 = "fixed_block(stride=32) + fixed_summary(stride=32, c=4)";
+
+ModelConfig enwik8_laptop(const std::string& attention) {
+  return {.n_ctx = 256, .d_model = 128, .n_layers = 4, .n_heads = 4,
+          .position_extents = {8, 32}, .attention = parse_attention(attention), .recompute = false};
 }
 
 TrainConfig enwik8_laptop_recipe() {
-  return {.steps = 700, .batch = 8, .lr = 3e-3, .warmup_steps = 50, .beta2 = 0.98, .ema_decay = 0.98,
-          .eval_every = 100, .checkpoint_every = 100, .sample_count = 2, .sample_length = 512, .temperature = 0.8};
+  return {.steps = 2000, .batch = 8, .lr = 3e-3, .warmup_steps = 100, .beta2 = 0.98, .ema_decay = 0.98,
+          .eval_every = 250, .checkpoint_every = 250, .sample_count = 2, .temperature = 0.8};
 }
 
 // --- ImageNet 64x64, Sec. 7.3: 3.44 bits per dim with 152M parameters; samples from the 96-layer model.
@@ -92,25 +106,22 @@ TrainConfig music_paper() {
 
 std::vector<Preset> make_presets() {
   return {
-      preset("cifar10", "laptop", "strided, minutes on two CPU cores", cifar10_laptop(kStrided96),
+      preset("cifar10", "laptop", "narrow and strided heads, minutes on two CPU cores", cifar10_laptop(kStridedHeads),
              cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-strided", "the same as laptop", cifar10_laptop(kStrided96), cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-fixed", "laptop with the fixed pattern",
-             cifar10_laptop("fixed_block(stride=96) + fixed_summary(stride=96, c=16)"), cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-dense", "laptop with dense attention", cifar10_laptop(kDense), cifar10_laptop_recipe()),
+      preset("cifar10", "laptop-strided", "the same as laptop", cifar10_laptop(kStridedHeads), cifar10_laptop_recipe()),
+      preset("cifar10", "laptop-fixed", "narrow and fixed heads", cifar10_laptop(kFixedHeads), cifar10_laptop_recipe()),
+      preset("cifar10", "laptop-dense", "narrow and dense heads", cifar10_laptop(kDenseHeads), cifar10_laptop_recipe()),
       preset("cifar10", "cifar10-59m-strided", "Table 1: 2.80 bits per dim", cifar10_59m(kStrided96), cifar10_paper()),
       preset("cifar10", "cifar10-59m-fixed", "Table 2: 2.85 bits per dim", cifar10_59m(kFixed128TwoHeads), cifar10_paper()),
       preset("cifar10", "cifar10-59m-dense", "Table 2: 2.82 bits per dim", cifar10_59m(kDense), cifar10_paper()),
 
-      preset("enwik8", "laptop", "fixed pattern, minutes on two CPU cores",
-             enwik8_laptop("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)"),
+      preset("enwik8", "laptop", "three narrow heads and a fixed one, minutes on two CPU cores",
+             enwik8_laptop(concat("local(window=2) | local(window=4) | local(window=16) | ", kFixed32)), enwik8_laptop_recipe()),
+      preset("enwik8", "laptop-fixed", "the same size with the fixed pattern alone", enwik8_laptop(kFixed32),
              enwik8_laptop_recipe()),
-      preset("enwik8", "laptop-fixed", "the same as laptop",
-             enwik8_laptop("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)"),
-             enwik8_laptop_recipe()),
-      preset("enwik8", "laptop-strided", "laptop with the strided pattern",
+      preset("enwik8", "laptop-strided", "the same size with the strided pattern",
              enwik8_laptop("local(window=32), column(stride=32)"), enwik8_laptop_recipe()),
-      preset("enwik8", "laptop-dense", "laptop with dense attention", enwik8_laptop(kDense), enwik8_laptop_recipe()),
+      preset("enwik8", "laptop-dense", "the same size with dense attention", enwik8_laptop(kDense), enwik8_laptop_recipe()),
       preset("enwik8", "enwik8-95m-fixed", "Table 1: 0.99 bits per byte", enwik8_95m(kFixed128), enwik8_paper()),
       preset("enwik8", "enwik8-95m-strided", "Table 2: 1.13 bits per byte", enwik8_95m("local(window=128), column(stride=128)"),
              enwik8_paper()),

@@ -1,5 +1,5 @@
-// What the attention tiles are made of: vectors of queries, small matrix products, packing and transposes. Compiled once
-// for each instruction set (Highway's foreach_target).
+// What the attention tiles are made of: vectors of queries, small matrix products, packing and transposes. Compiled
+// once for each instruction set (Highway's foreach_target).
 #if defined(LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_
 #undef LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_

@@ -52,11 +52,16 @@ struct Syntax<FixedSummary> {
       {{"stride", &FixedSummary::stride}, {"c", &FixedSummary::c}, {"sub_blocks", &FixedSummary::sub_blocks, false}}};
 };
 
+constexpr int64_t kLargestField = int64_t{1} << 40;  // no position or offset in elements overflows 63 bits
+
 /// Throws UsageError unless every field of `p` obeys its rule.
 template <class P>
 void check_fields(const P& p) {
-  for (const Field<P>& field : Syntax<P>::fields)
+  for (const Field<P>& field : Syntax<P>::fields) {
     check_usage(p.*field.value >= 1, Syntax<P>::name, ": ", field.name, " must be at least 1, got ", p.*field.value);
+    check_usage(p.*field.value <= kLargestField, Syntax<P>::name, ": ", field.name, " must be at most ", kLargestField,
+                ", got ", p.*field.value);
+  }
   if constexpr (std::is_same_v<P, FixedSummary>)
     check_usage(p.c <= p.stride / p.sub_blocks, "fixed_summary: c * sub_blocks must be at most stride, got ", p.c,
                 " * ", p.sub_blocks, " > ", p.stride);

@@ -93,8 +93,8 @@ AttentionPattern parse_attention(std::string_view text);
 /// The inverse of parse_attention, in one canonical spelling.
 std::string to_string(const AttentionPattern& attention);
 
-/// Throws UsageError unless every field obeys its rule: stride, window, c, sub_blocks >= 1; c * sub_blocks <= stride;
-/// n_heads a multiple of the number of splits and of each sub_blocks.
+/// Throws UsageError unless every field obeys its rule: stride, window, c, sub_blocks in 1..2^40; c * sub_blocks <=
+/// stride; n_heads a multiple of the number of splits and of each sub_blocks.
 void validate(const AttentionPattern& attention, int64_t n_heads);
 
 }  // namespace lacuna

@@ -23,7 +23,8 @@ TEST_CASE("Parameters: pieces of one buffer, aligned, padding zero and not count
 }
 
 TEST_CASE("Parameters: initialization depends on the seed and the place alone") {
-  const Parameters p(kSpecs, 1, DType::f64), same(kSpecs, 1, DType::f64), other(kSpecs, 2, DType::f64), single(kSpecs, 1);
+  const Parameters p(kSpecs, 1, DType::f64), same(kSpecs, 1, DType::f64), other(kSpecs, 2, DType::f64),
+      single(kSpecs, 1);
   CHECK(to_vector<double>(p.values()) == to_vector<double>(same.values()));
   CHECK(to_vector<double>(p["a"].value()) != to_vector<double>(other["a"].value()));
   CHECK(p["a"].value().data<double>()[0] != p["c"].value().data<double>()[0]);

@@ -13,7 +13,7 @@ Tensor ones(int64_t n) { return full(Shape{n}, DType::f64, 1.0); }
 
 TEST_CASE("backward: shared subgraphs sum their gradients") {
   const Variable x = leaf({3.0, -2.0});
-  const Variable square = multiply(x, x);          // used twice below
+  const Variable square = multiply(x, x);               // used twice below
   backward(add(square, multiply(square, x)), ones(2));  // d(x^2 + x^3) = 2x + 3x^2
   CHECK(to_vector<double>(x.grad()) == std::vector<double>{33.0, 8.0});
 }
@@ -76,9 +76,9 @@ TEST_CASE("errors name the operation, what it needed and what it got") {
   CHECK_THROWS_WITH_AS(backward(y), "backward: without a seed the root must have one element, got [2]", Error);
   CHECK_THROWS_WITH_AS(backward(y, ones(3)), "backward: seed must be f64 [2] like the root, got f64 [3]", Error);
   backward(y, ones(2));
-  CHECK_THROWS_WITH_AS(
-      backward(y, ones(2)),
-      "backward: the graph of multiply was freed by an earlier backward; run the forward pass again", Error);
+  CHECK_THROWS_WITH_AS(backward(y, ones(2)),
+                       "backward: the graph of multiply was freed by an earlier backward; run the forward pass again",
+                       Error);
   CHECK_THROWS_WITH_AS(y.grad(), "grad: only leaves keep a gradient, this is the result of multiply", Error);
   CHECK_THROWS_WITH_AS(x.detach().grad(), "grad: f64 [2] does not require a gradient", Error);
   CHECK_THROWS_WITH_AS(backward(x.detach(), ones(2)), "backward: the root [2] requires no gradient", Error);

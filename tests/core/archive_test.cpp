@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 namespace {
 
 const fs::path kReference = fs::path(LACUNA_SOURCE_DIR) / "tests/core/data/reference.safetensors";
+const fs::path kWritten = fs::path(LACUNA_SOURCE_DIR) / "tests/core/data/written.safetensors";
 
 bool same_bits(const Tensor& a, const Tensor& b) {
   return a.shape() == b.shape() && a.dtype() == b.dtype() &&
@@ -64,6 +65,12 @@ TEST_CASE("archive: what is written is read, bit for bit, every dtype") {
     CHECK(same_bits(archive.read(name), tensor));
   }
   CHECK_FALSE(archive.contains("weights"));
+}
+
+TEST_CASE("archive: what is written is, byte for byte, the file that archive_readers_test.py opens") {
+  const TemporaryFolder folder;
+  write_archive(folder.path() / "a", small_model(), {{"format", "pt"}, {"quote", "\"\xc3\xa9\"\n"}});
+  CHECK(read_file(folder.path() / "a") == read_file(kWritten));
 }
 
 TEST_CASE("archive: an empty one") {

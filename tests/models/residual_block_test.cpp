@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "ops/add/add.h"
+#include "ops/dropout/dropout.h"
 #include "tests/models/tiny_models.h"
 
 namespace lacuna {
@@ -48,6 +50,25 @@ TEST_CASE("residual_block: an empty row of a split fixed head is zero: only its 
     CAPTURE(name);
     const std::vector<double> gradient = elements(model.parameters()[concat("blocks.0.", name)].grad());
     CHECK(std::all_of(gradient.begin(), gradient.end(), [](double g) { return g == 0.0; }));
+  }
+}
+
+TEST_CASE("residual_block: the branches of layer l draw their masks as ops 2 l and 2 l + 1") {
+  ModelConfig config = tiny_config("dense");
+  config.dropout = 0.5f;
+  const SparseTransformer model(config, 1, DType::f64);
+  const Run run{.training = true, .seed = 5, .step = 3, .first_sample = 4};
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const auto branch_gives = [&](const char* name, double value) {
+      fill(model.parameters()[concat("blocks.", layer, '.', name, ".weight")].value(), 0.0);
+      fill(model.parameters()[concat("blocks.", layer, '.', name, ".bias")].value(), value);
+      return Variable(full({2, 5, 16}, DType::f64, value));
+    };
+    const Variable a = branch_gives("attention.out", 1.0), b = branch_gives("ff.out", 2.0);
+    const ResidualBlock block(config, layer, model.parameters());
+    const Variable y = block(Variable(zeros({2, 5, 16}, DType::f64)), run);
+    CHECK(elements(y.value()) ==
+          elements((dropout(a, 0.5f, 2 * layer, run) + dropout(b, 0.5f, 2 * layer + 1, run)).value()));
   }
 }
 

@@ -76,7 +76,7 @@ TEST_CASE("sparse_transformer: initial weights have the mean and deviation of ei
     config.init = convention;
     const SparseTransformer model(config, /*seed=*/3);
 
-    // PAPER: Sec. 5.2, 5.3, 6. d_in = 64 but for ff.out (256); two layers: 1 / sqrt(2 N) = 1 / 2.
+    // Sec. 5.2, 5.3 and 6 of the paper. d_in = 64 but for ff.out (256); two layers: 1 / sqrt(2 N) = 1 / 2.
     const double weight_64 = paper ? 0.125 / 8.0 : std::sqrt(0.125 / 64.0);
     const double weight_256 = paper ? 0.125 / 16.0 : std::sqrt(0.125 / 256.0);
     const double token = paper ? 0.125 / 8.0 : 0.01;

@@ -9,6 +9,7 @@
 #include "core/text_distance.h"
 #include "ops/sparse_attention/view.h"
 #include "tests/ops/sparse_attention/random_patterns.h"
+#include "tests/support/expect_error.h"
 
 using namespace lacuna;
 
@@ -64,23 +65,20 @@ Pairs reachable(const std::vector<PatternUnion>& layers, int64_t n) {
   return paths;
 }
 
-std::string message_of(const std::function<void()>& fn) {
-  try {
-    fn();
-  } catch (const UsageError& error) {
-    return error.what();
-  }
-  return "no UsageError";
-}
-
 }  // namespace
 
-TEST_CASE("pattern: every mask is the set that the paper lists") {
+TEST_CASE("pattern: every mask of every head is the set that the paper lists") {
   CHECK(rc::check([] {
-    const int64_t n = *rc::gen::inRange(1, 60);
-    Pattern pattern = random_pattern(25, 2);
-    if (auto* p = std::get_if<FixedSummary>(&pattern)) p->sub_block = *rc::gen::inRange<int64_t>(0, p->sub_blocks);
-    RC_ASSERT(pairs_of({pattern}, n) == listed(pattern, n));
+    const int64_t n = *rc::gen::inRange(1, 60), n_heads = *rc::gen::inRange(1, 9);
+    const LayerPattern layer = random_layer(25, n_heads);
+    for (int64_t h = 0; h < n_heads; ++h) {
+      Pairs expected;
+      for (Pattern pattern : layer.heads[static_cast<size_t>(h) % layer.heads.size()]) {
+        if (auto* p = std::get_if<FixedSummary>(&pattern)) p->sub_block = h % p->sub_blocks;
+        expected.merge(listed(pattern, n));
+      }
+      RC_ASSERT(pairs_of(layer.for_head(h), n) == expected);
+    }
   }));
 }
 
@@ -214,7 +212,7 @@ TEST_CASE("pattern: text round trip") {
 }
 
 TEST_CASE("pattern: a mistake in the text is named") {
-  const auto error = [](const char* text) { return message_of([=] { parse_attention(text); }); };
+  const auto error = [](const char* text) { return message_of<UsageError>([=] { parse_attention(text); }); };
   CHECK(error("column(stride=0)") == "column: stride must be at least 1, got 0");
   CHECK(error("local(window=-3)") == "local: window must be at least 1, got -3");
   CHECK(error("fixed_block(stride=0)") == "fixed_block: stride must be at least 1, got 0");
@@ -230,6 +228,7 @@ TEST_CASE("pattern: a mistake in the text is named") {
   CHECK(error("fixed_summary(stride=8)") == "fixed_summary: c is missing, as in fixed_summary(c=128)");
   CHECK(error("local(window=8, window=9)") == "local: window is given twice");
   CHECK(error("local(window=x)") == "local: window must be a whole number, got 'x)'");
+  CHECK(error("column(stride=1099511627777)") == "column: stride must be at most 1099511627776, got 1099511627777");
   CHECK(error("local(window=99999999999999999999)") == "local: window must be a whole number, got '999999999999'");
   CHECK(error("local(window=8") == "local: expected ',' or ')', got the end");
   CHECK(error("local(window 8)") == "local: expected '=' after window, got '8)'");
@@ -243,7 +242,7 @@ TEST_CASE("pattern: a mistake in the text is named") {
 
 TEST_CASE("pattern: validate checks fields and heads") {
   const auto error = [](const AttentionPattern& attention, int64_t n_heads) {
-    return message_of([&] { validate(attention, n_heads); });
+    return message_of<UsageError>([&] { validate(attention, n_heads); });
   };
   CHECK(error({{{{{Column{0}}}}}}, 1) == "column: stride must be at least 1, got 0");
   CHECK(error({{{{{Local{}}}}}}, 1) == "local: window must be at least 1, got 0");

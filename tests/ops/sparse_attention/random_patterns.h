@@ -3,9 +3,13 @@
 
 #include <rapidcheck.h>
 
+#include <numeric>
+
 #include "ops/sparse_attention/pattern.h"
 
 namespace lacuna {
+
+inline int64_t random_divisor(int64_t n) { return std::gcd(n, *rc::gen::inRange<int64_t>(1, n + 1)); }
 
 /// Any one pattern with fields up to about `largest`.
 inline Pattern random_pattern(int64_t largest, int64_t n_heads) {
@@ -17,7 +21,7 @@ inline Pattern random_pattern(int64_t largest, int64_t n_heads) {
     case 3: return FixedBlock{field()};
     default: {
       FixedSummary p;
-      p.sub_blocks = n_heads % 2 == 0 ? *rc::gen::inRange<int64_t>(1, 3) : 1;
+      p.sub_blocks = random_divisor(n_heads);
       p.c = field();
       p.stride = p.c * p.sub_blocks + *rc::gen::inRange<int64_t>(0, largest + 1);
       return p;
@@ -34,7 +38,7 @@ inline PatternUnion random_union(int64_t largest, int64_t n_heads) {
 /// A layer for `n_heads` heads, merged or split or both.
 inline LayerPattern random_layer(int64_t largest, int64_t n_heads) {
   LayerPattern layer;
-  for (int64_t splits = n_heads % 2 == 0 ? *rc::gen::inRange(1, 3) : 1; splits > 0; --splits)
+  for (int64_t splits = random_divisor(n_heads); splits > 0; --splits)
     layer.heads.push_back(random_union(largest, n_heads));
   return layer;
 }

@@ -165,6 +165,8 @@ std::vector<Case> chosen_cases() {
           {1, 300, 2, 4, 12, layer("column(stride=10) + fixed_summary(stride=30, c=4, sub_blocks=2)")},
           {1, 1100, 2, 8, 8, layer("fixed_summary(stride=8, c=2) | fixed_block(stride=300)")},
           {1, 50, 1, 64, 128, layer("column(stride=200)")},
+          {1, 40, 1, 4, 4, layer("column(stride=1099511627776) + local(window=1099511627776)")},  // the largest
+          {1, 40, 1, 4, 4, layer("column(stride=1099511627776)")},
           {1, 48, 1, 3, 2, layer("fixed_block(stride=47) + column(stride=2)")},  // one of two groups has all the keys
           {1, 97, 3, 17, 1, layer("dense + local(window=5) + column(stride=3)")}};
 }
