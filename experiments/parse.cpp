@@ -4,11 +4,11 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <numeric>
 
 #include <fmt/format.h>
 
 #include "core/error.h"
+#include "core/text_distance.h"
 
 namespace lacuna {
 namespace {
@@ -21,22 +21,6 @@ T parse_number(std::string_view what, std::string_view text, T min, T max, std::
   check_usage(whole && value >= min && value <= max, what, " must be ", kind, " from ", fmt::format("{}", min), " to ",
               fmt::format("{}", max), ", got \"", text, "\"");
   return value;
-}
-
-// Levenshtein distance: insertions, deletions and replacements of one character.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
 }
 
 }  // namespace
