@@ -1,21 +1,16 @@
 #include "experiments/signals.h"
 
 #include <csignal>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <thread>
 
 namespace lacuna {
 namespace {
 
-std::atomic<bool> stopping{false}, interrupted{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "signal handlers need lock-free atomics");
-
-extern "C" void on_stop_signal(int signal) {
-  stopping = true;
-  // SIGUSR1 may arrive more than once, from each layer of a job system.
-  if (signal != SIGUSR1 && interrupted.exchange(true)) ::_exit(128 + signal);
-}
+std::atomic<bool> stopping{false};
 
 }  // namespace
 
@@ -25,11 +20,18 @@ void ignore_write_signals() {
 }
 
 void handle_stop_signals() {
-  struct sigaction action {};
-  action.sa_handler = on_stop_signal;
-  action.sa_flags = SA_RESTART;
-  sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaction(signal, &action, nullptr);
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&signals, signal);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // threads made from here on inherit it
+  std::thread([signals] {
+    while (true) {
+      int signal = 0;
+      if (sigwait(&signals, &signal) != 0) continue;
+      // SIGTERM and SIGUSR1 may come more than once, from each layer of a job system.
+      if (stopping.exchange(true) && signal == SIGINT) ::_exit(128 + SIGINT);
+    }
+  }).detach();
 }
 
 bool stop_requested() { return stopping; }

@@ -345,6 +345,7 @@ int train_command(const Experiment& experiment, const Options& options) {
     std::cout << to_toml(config) << std::flush;
     return 0;
   }
+  handle_stop_signals();
   Console console;
   const bool default_data = config.data_path.empty();
   const std::unique_ptr<Dataset> data = open_dataset(experiment, config);
@@ -355,7 +356,6 @@ int train_command(const Experiment& experiment, const Options& options) {
                          "dry run: nothing was written"));
     return 0;
   }
-  handle_stop_signals();
   RunDirectory folder(options.out.empty() ? default_run_folder(config) : options.out);
   int64_t step = 0;
   try {

@@ -55,7 +55,9 @@ HWY_INLINE V Set(float x) { return hn::Set(Floats(), x); }
 HWY_INLINE V Load(const float* p) { return hn::LoadU(Floats(), p); }
 HWY_INLINE void Store(V v, float* p) { hn::StoreU(v, Floats(), p); }
 
-/// 2^x for x <= 0, to 1.6e-7 relative; 0 below -127. NaN stays NaN: Max returns its second operand when either is NaN.
+/// 2^x for x <= 0, to 1.6e-7 relative; 0 below -64, far under what a sum that holds a 1 can show: products of weights that
+/// small with gradients would be subnormal, and a trained softmax has so many that backward would take ten times as
+/// long. NaN stays NaN: Max returns its second operand when either is NaN.
 HWY_INLINE V Exp2(V x) {
   const V magic =
       Set(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer, which 127 turns into an exponent
@@ -68,7 +70,8 @@ HWY_INLINE V Exp2(V x) {
   p = hn::MulAdd(p, f, Set(2.402224243e-1f));
   p = hn::MulAdd(p, f, Set(6.931470037e-1f));
   p = hn::MulAdd(p, f, Set(1.0f));
-  return hn::Mul(p, hn::BitCast(Floats(), hn::ShiftLeft<23>(hn::BitCast(Ints(), rounded))));
+  p = hn::Mul(p, hn::BitCast(Floats(), hn::ShiftLeft<23>(hn::BitCast(Ints(), rounded))));
+  return hn::IfThenZeroElse(hn::Lt(x, Set(-64.0f)), p);
 }
 
 /// A matrix read along rows of `row` and columns of `column` elements.

@@ -257,6 +257,7 @@ TEST_CASE("train: a signal to stop saves at the next step and exits with 0; the 
     Process process(tiny_train(folder, "stopped"));
     process.wait_until([&] { return fs::exists(stopped / "metrics.jsonl") && steps_of(stopped).first.size() > static_cast<size_t>(before); });
     process.signal(signal);
+    if (signal != SIGINT) process.signal(signal);  // job systems send it to each of their layers
     const Outcome outcome = process.finish();
     CAPTURE(outcome.err);
     CHECK(outcome.code == 0);
