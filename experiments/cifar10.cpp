@@ -15,7 +15,8 @@ int main(int argc, char** argv) {
       .open_data = [](const std::filesystem::path& path, int64_t) { return lacuna::open_cifar10(path); },
       .data_help = "folder with data_batch_1.bin ... test_batch.bin (`scripts/get_data cifar10` fetches them)",
       .default_data = "",
-      .missing_data = "--data is missing: the folder of CIFAR-10's binary version; `scripts/get_data cifar10` fetches it",
+      .missing_data =
+          "--data is missing: the folder of CIFAR-10's binary version; `scripts/get_data cifar10` fetches it",
       .prompt_help = "PNG file of 32 x 32 pixels whose lower half is drawn anew",
   };
   return lacuna::run_experiment(experiment, argc, argv);

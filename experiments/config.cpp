@@ -63,22 +63,26 @@ std::vector<ConfigKey> make_keys() {
   const auto refuse = OnResume::refuse, continue_with = OnResume::continue_with, ignore = OnResume::ignore;
   std::vector<ConfigKey> keys;
 
-  keys.push_back(integer("model.n_vocab", refuse, 1, 256, "token values",
-                         [](auto& c) -> auto& { return c.model.n_vocab; }));
-  keys.push_back(integer("model.n_ctx", refuse, 1, kMany, "positions in a sequence",
-                         [](auto& c) -> auto& { return c.model.n_ctx; }));
-  keys.push_back(integer("model.d_model", refuse, 1, 1 << 20, "width of the residual stream",
-                         [](auto& c) -> auto& { return c.model.d_model; }));
-  keys.push_back(integer("model.n_layers", refuse, 1, 1 << 15, "residual blocks",
-                         [](auto& c) -> auto& { return c.model.n_layers; }));
-  keys.push_back(integer("model.n_heads", refuse, 1, 1 << 20, "attention heads",
-                         [](auto& c) -> auto& { return c.model.n_heads; }));
-  keys.push_back(integer("model.d_qk", refuse, 0, 1 << 20, "width of queries and keys over all heads; 0: d_model",
-                         [](auto& c) -> auto& { return c.model.d_qk; }));
-  keys.push_back(integer("model.d_ff", refuse, 0, 1 << 22, "width of the feed-forward layer; 0: 4 d_model",
-                         [](auto& c) -> auto& { return c.model.d_ff; }));
-  keys.push_back(real("model.dropout", refuse, 0.0, 0.99, "at the end of both residual branches",
-                      [](auto& c) -> auto& { return c.model.dropout; }));
+  keys.push_back(integer(
+      "model.n_vocab", refuse, 1, 256, "token values", [](auto& c) -> auto& { return c.model.n_vocab; }));
+  keys.push_back(integer(
+      "model.n_ctx", refuse, 1, kMany, "positions in a sequence", [](auto& c) -> auto& { return c.model.n_ctx; }));
+  keys.push_back(integer(
+      "model.d_model", refuse, 1, 1 << 20, "width of the residual stream",
+      [](auto& c) -> auto& { return c.model.d_model; }));
+  keys.push_back(integer(
+      "model.n_layers", refuse, 1, 1 << 15, "residual blocks", [](auto& c) -> auto& { return c.model.n_layers; }));
+  keys.push_back(integer(
+      "model.n_heads", refuse, 1, 1 << 20, "attention heads", [](auto& c) -> auto& { return c.model.n_heads; }));
+  keys.push_back(integer(
+      "model.d_qk", refuse, 0, 1 << 20, "width of queries and keys over all heads; 0: d_model",
+      [](auto& c) -> auto& { return c.model.d_qk; }));
+  keys.push_back(integer(
+      "model.d_ff", refuse, 0, 1 << 22, "width of the feed-forward layer; 0: 4 d_model",
+      [](auto& c) -> auto& { return c.model.d_ff; }));
+  keys.push_back(real(
+      "model.dropout", refuse, 0.0, 0.99, "at the end of both residual branches",
+      [](auto& c) -> auto& { return c.model.dropout; }));
   keys.push_back({"model.position_extents", "one learned table per coordinate of a position, e.g. [32, 32, 3]", refuse,
                   [](const ExperimentConfig& c) -> ConfigValue { return c.model.position_extents; },
                   [](ExperimentConfig& c, const ConfigValue& value) {
@@ -86,79 +90,96 @@ std::vector<ConfigKey> make_keys() {
                     check_usage(!extents.empty() && extents.size() <= 8,
                                 "model.position_extents must list 1 to 8 extents, got ", extents.size());
                     for (const int64_t extent : extents)
-                      check_usage(extent >= 1 && extent <= kMany, "model.position_extents must be whole numbers from 1 to ",
-                                  kMany, ", got ", extent);
+                      check_usage(extent >= 1 && extent <= kMany,
+                                  "model.position_extents must be whole numbers from 1 to ", kMany, ", got ", extent);
                     c.model.position_extents = extents;
                   }});
-  keys.push_back(text("model.attention", refuse, "e.g. \"column(stride=96), local(window=96)\"; + merges, | splits heads",
-                      [](const ExperimentConfig& c) { return to_string(c.model.attention); },
-                      [](ExperimentConfig& c, const std::string& s) { c.model.attention = parse_attention(s); }));
-  keys.push_back(text("model.init", refuse, "released_code or paper",
-                      [](const ExperimentConfig& c) {
-                        return c.model.init == InitConvention::paper ? "paper" : "released_code";
-                      },
-                      [](ExperimentConfig& c, const std::string& s) {
-                        check_usage(s == "paper" || s == "released_code", "must be released_code or paper, got \"", s, "\"",
-                                    suggestion(s, {"released_code", "paper"}));
-                        c.model.init = s == "paper" ? InitConvention::paper : InitConvention::released_code;
-                      }));
+  keys.push_back(text(
+      "model.attention", refuse, "e.g. \"column(stride=96), local(window=96)\"; + merges, | splits heads",
+      [](const ExperimentConfig& c) { return to_string(c.model.attention); },
+      [](ExperimentConfig& c, const std::string& s) { c.model.attention = parse_attention(s); }));
+  keys.push_back(text(
+      "model.init", refuse, "released_code or paper",
+      [](const ExperimentConfig& c) { return c.model.init == InitConvention::paper ? "paper" : "released_code"; },
+      [](ExperimentConfig& c, const std::string& s) {
+        check_usage(s == "paper" || s == "released_code", "must be released_code or paper, got \"", s, "\"",
+                    suggestion(s, {"released_code", "paper"}));
+        c.model.init = s == "paper" ? InitConvention::paper : InitConvention::released_code;
+      }));
   keys.push_back({"model.recompute", "keep one tensor per block and recompute the block in backward", ignore,
                   [](const ExperimentConfig& c) -> ConfigValue { return c.model.recompute; },
                   [](ExperimentConfig& c, const ConfigValue& value) { c.model.recompute = std::get<bool>(value); }});
 
-  keys.push_back(integer("train.steps", continue_with, 1, kMany, "optimizer steps; the cosine schedule ends here",
-                         [](auto& c) -> auto& { return c.train.steps; }));
-  keys.push_back(integer("train.batch", refuse, 1, 1 << 24, "sequences per optimizer step",
-                         [](auto& c) -> auto& { return c.train.batch; }));
-  keys.push_back(integer("train.micro_batch", refuse, 0, 1 << 24,
-                         "sequences per forward and backward pass; 0: the whole batch",
-                         [](auto& c) -> auto& { return c.train.micro_batch; }));
-  keys.push_back(real("train.lr", continue_with, 0.0, 10.0, "highest learning rate",
-                      [](auto& c) -> auto& { return c.train.lr; }));
-  keys.push_back(integer("train.warmup_steps", continue_with, 0, kMany, "steps of linear warm-up",
-                         [](auto& c) -> auto& { return c.train.warmup_steps; }));
-  keys.push_back(real("train.clip_norm", refuse, 1e-6, 1e6, "highest global norm of the gradient",
-                      [](auto& c) -> auto& { return c.train.clip_norm; }));
-  keys.push_back(real("train.weight_decay", refuse, 0.0, 10.0, "decoupled, on parameters of rank 2",
-                      [](auto& c) -> auto& { return c.train.weight_decay; }));
-  keys.push_back(real("train.beta1", refuse, 0.0, 0.999999, "Adam's decay of the first moment",
-                      [](auto& c) -> auto& { return c.train.beta1; }));
-  keys.push_back(real("train.beta2", refuse, 0.0, 0.999999, "Adam's decay of the second moment",
-                      [](auto& c) -> auto& { return c.train.beta2; }));
-  keys.push_back(real("train.eps", refuse, 1e-16, 1.0, "Adam's epsilon",
-                      [](auto& c) -> auto& { return c.train.eps; }));
-  keys.push_back(real("train.ema_decay", refuse, 0.0, 0.9999999, "decay of the averaged weights; 0: no average",
-                      [](auto& c) -> auto& { return c.train.ema_decay; }));
-  keys.push_back(integer("train.seed", refuse, 0, INT64_MAX, "of initialization, data order, dropout and sampling",
-                         [](auto& c) -> auto& { return c.train.seed; }));
-  keys.push_back(text("train.dtype", refuse, "f32 or f64",
-                      [](const ExperimentConfig& c) { return name_of(c.train.dtype); },
-                      [](ExperimentConfig& c, const std::string& s) {
-                        const DType dtype = parse_dtype(s);
-                        check_usage(dtype == DType::f32 || dtype == DType::f64, "training in ", dtype,
-                                    " is not in this build; use f32 or f64");
-                        c.train.dtype = dtype;
-                      }));
-  keys.push_back(integer("train.eval_every", ignore, 1, kMany, "steps between evaluations",
-                         [](auto& c) -> auto& { return c.train.eval_every; }));
-  keys.push_back(integer("train.eval_windows", ignore, 0, kMany, "validation sequences to evaluate; 0: all",
-                         [](auto& c) -> auto& { return c.train.eval_windows; }));
-  keys.push_back(integer("train.test_windows", ignore, 0, kMany, "test sequences to evaluate at the end; 0: all",
-                         [](auto& c) -> auto& { return c.train.test_windows; }));
-  keys.push_back(integer("train.checkpoint_every", ignore, 1, kMany, "steps between checkpoints",
-                         [](auto& c) -> auto& { return c.train.checkpoint_every; }));
-  keys.push_back(integer("train.keep", ignore, 1, 1 << 20, "newest checkpoints to keep, beside the best one",
-                         [](auto& c) -> auto& { return c.train.keep; }));
-  keys.push_back(integer("train.sample_count", ignore, 0, 1 << 12, "sequences to draw at the end",
-                         [](auto& c) -> auto& { return c.train.sample_count; }));
-  keys.push_back(integer("train.sample_length", ignore, 0, kMany, "tokens of each; 0: n_ctx",
-                         [](auto& c) -> auto& { return c.train.sample_length; }));
-  keys.push_back(real("train.temperature", ignore, 0.0, 100.0, "of the samples drawn at the end",
-                      [](auto& c) -> auto& { return c.train.temperature; }));
+  keys.push_back(integer(
+      "train.steps", continue_with, 1, kMany, "optimizer steps; the cosine schedule ends here",
+      [](auto& c) -> auto& { return c.train.steps; }));
+  keys.push_back(integer(
+      "train.batch", refuse, 1, 1 << 24, "sequences per optimizer step",
+      [](auto& c) -> auto& { return c.train.batch; }));
+  keys.push_back(integer(
+      "train.micro_batch", refuse, 0, 1 << 24, "sequences per forward and backward pass; 0: the whole batch",
+      [](auto& c) -> auto& { return c.train.micro_batch; }));
+  keys.push_back(real(
+      "train.lr", continue_with, 0.0, 10.0, "highest learning rate", [](auto& c) -> auto& { return c.train.lr; }));
+  keys.push_back(integer(
+      "train.warmup_steps", continue_with, 0, kMany, "steps of linear warm-up",
+      [](auto& c) -> auto& { return c.train.warmup_steps; }));
+  keys.push_back(real(
+      "train.clip_norm", refuse, 1e-6, 1e6, "highest global norm of the gradient",
+      [](auto& c) -> auto& { return c.train.clip_norm; }));
+  keys.push_back(real(
+      "train.weight_decay", refuse, 0.0, 10.0, "decoupled, on parameters of rank 2",
+      [](auto& c) -> auto& { return c.train.weight_decay; }));
+  keys.push_back(real(
+      "train.beta1", refuse, 0.0, 0.999999, "Adam's decay of the first moment",
+      [](auto& c) -> auto& { return c.train.beta1; }));
+  keys.push_back(real(
+      "train.beta2", refuse, 0.0, 0.999999, "Adam's decay of the second moment",
+      [](auto& c) -> auto& { return c.train.beta2; }));
+  keys.push_back(real(
+      "train.eps", refuse, 1e-16, 1.0, "Adam's epsilon", [](auto& c) -> auto& { return c.train.eps; }));
+  keys.push_back(real(
+      "train.ema_decay", refuse, 0.0, 0.9999999, "decay of the averaged weights; 0: no average",
+      [](auto& c) -> auto& { return c.train.ema_decay; }));
+  keys.push_back(integer(
+      "train.seed", refuse, 0, INT64_MAX, "of initialization, data order, dropout and sampling",
+      [](auto& c) -> auto& { return c.train.seed; }));
+  keys.push_back(text(
+      "train.dtype", refuse, "f32 or f64", [](const ExperimentConfig& c) { return name_of(c.train.dtype); },
+      [](ExperimentConfig& c, const std::string& s) {
+        const DType dtype = parse_dtype(s);
+        check_usage(dtype == DType::f32 || dtype == DType::f64, "training in ", dtype,
+                    " is not in this build; use f32 or f64");
+        c.train.dtype = dtype;
+      }));
+  keys.push_back(integer(
+      "train.eval_every", ignore, 1, kMany, "steps between evaluations",
+      [](auto& c) -> auto& { return c.train.eval_every; }));
+  keys.push_back(integer(
+      "train.eval_windows", ignore, 0, kMany, "validation sequences to evaluate; 0: all",
+      [](auto& c) -> auto& { return c.train.eval_windows; }));
+  keys.push_back(integer(
+      "train.test_windows", ignore, 0, kMany, "test sequences to evaluate at the end; 0: all",
+      [](auto& c) -> auto& { return c.train.test_windows; }));
+  keys.push_back(integer(
+      "train.checkpoint_every", ignore, 1, kMany, "steps between checkpoints",
+      [](auto& c) -> auto& { return c.train.checkpoint_every; }));
+  keys.push_back(integer(
+      "train.keep", ignore, 1, 1 << 20, "newest checkpoints to keep, beside the best one",
+      [](auto& c) -> auto& { return c.train.keep; }));
+  keys.push_back(integer(
+      "train.sample_count", ignore, 0, 1 << 12, "sequences to draw at the end",
+      [](auto& c) -> auto& { return c.train.sample_count; }));
+  keys.push_back(integer(
+      "train.sample_length", ignore, 0, kMany, "tokens of each; 0: n_ctx",
+      [](auto& c) -> auto& { return c.train.sample_length; }));
+  keys.push_back(real(
+      "train.temperature", ignore, 0.0, 100.0, "of the samples drawn at the end",
+      [](auto& c) -> auto& { return c.train.temperature; }));
 
-  keys.push_back(text("data.path", ignore, "file or folder of the data",
-                      [](const ExperimentConfig& c) { return c.data_path; },
-                      [](ExperimentConfig& c, const std::string& s) { c.data_path = s; }));
+  keys.push_back(text(
+      "data.path", ignore, "file or folder of the data", [](const ExperimentConfig& c) { return c.data_path; },
+      [](ExperimentConfig& c, const std::string& s) { c.data_path = s; }));
   return keys;
 }
 
@@ -324,8 +345,9 @@ void merge_map(ExperimentConfig& config, const std::map<std::string, std::string
 
 void validate(const ExperimentConfig& config) {
   validate(config.model);
-  check_usage(config.train.micro_batch <= config.train.batch, "train.micro_batch must be at most train.batch = ",
-              config.train.batch, ", got ", config.train.micro_batch);
+  check_usage(config.train.micro_batch <= config.train.batch,
+              "train.micro_batch must be at most train.batch = ", config.train.batch, ", got ",
+              config.train.micro_batch);
 }
 
 }  // namespace lacuna

@@ -16,25 +16,25 @@ namespace lacuna {
 
 /// How a model is trained, Sec. 5.6 and 6 of the paper.
 struct TrainConfig {
-  int64_t steps = 1000;        // optimizer steps; the cosine ends here
-  int64_t batch = 16;          // sequences per optimizer step
-  int64_t micro_batch = 0;     // sequences per forward and backward pass, whose gradients add up; 0: the whole batch
-  double lr = 5e-4;            // the highest learning rate
+  int64_t steps = 1000;     // optimizer steps; the cosine ends here
+  int64_t batch = 16;       // sequences per optimizer step
+  int64_t micro_batch = 0;  // sequences per forward and backward pass, whose gradients add up; 0: the whole batch
+  double lr = 5e-4;         // the highest learning rate
   int64_t warmup_steps = 5000;
   double clip_norm = 1.0;
   double weight_decay = 0.01;
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
-  double ema_decay = 0.999;    // of the averaged weights that are evaluated and sampled; 0: no average
+  double ema_decay = 0.999;  // of the averaged weights that are evaluated and sampled; 0: no average
   uint64_t seed = 1;
   DType dtype = DType::f32;
 
-  int64_t eval_every = 1000;   // steps between evaluations on the validation split
-  int64_t eval_windows = 0;    // sequences of the validation split to evaluate; 0: all
-  int64_t test_windows = 0;    // sequences of the test split to evaluate at the end; 0: all
+  int64_t eval_every = 1000;  // steps between evaluations on the validation split
+  int64_t eval_windows = 0;   // sequences of the validation split to evaluate; 0: all
+  int64_t test_windows = 0;   // sequences of the test split to evaluate at the end; 0: all
   int64_t checkpoint_every = 1000;
-  int64_t keep = 3;            // newest checkpoints to keep, beside the best one
-  int64_t sample_count = 4;    // sequences to draw at the end
-  int64_t sample_length = 0;   // tokens of each; 0: n_ctx
+  int64_t keep = 3;           // newest checkpoints to keep, beside the best one
+  int64_t sample_count = 4;   // sequences to draw at the end
+  int64_t sample_length = 0;  // tokens of each; 0: n_ctx
   double temperature = 1.0;
 };
 
@@ -51,9 +51,9 @@ using ConfigValue = std::variant<bool, int64_t, double, std::string, std::vector
 
 /// What happens when a run is resumed with another value of a key.
 enum class OnResume : uint8_t {
-  refuse,    // the weights would be those of no single run
+  refuse,         // the weights would be those of no single run
   continue_with,  // a new schedule from here on: allowed, and said
-  ignore,    // does not touch the weights
+  ignore,         // does not touch the weights
 };
 
 /// A key of the configuration: model.n_ctx, train.lr, data.path, ...

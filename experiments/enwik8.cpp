@@ -2,7 +2,8 @@
 //
 //   enwik8 train --preset enwik8-95m-fixed --data enwik8 --out runs/enwik8
 //
-// Any other file of bytes works the same way; its scores compare with nothing but themselves. Values are in presets.cpp.
+// Any other file of bytes works the same way; its scores compare with nothing but themselves. Values are in
+// presets.cpp.
 
 #include "data/text.h"
 #include "experiments/experiment.h"

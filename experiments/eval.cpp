@@ -25,16 +25,18 @@ int eval_command(const Experiment& experiment, const Options& options) {
   const auto begin = std::chrono::steady_clock::now();
   const Evaluation result =
       evaluate(*loaded.model, *data,
-               {.split = parse_split(options.split), .windows = options.windows.value_or(0),
+               {.split = parse_split(options.split),
+                .windows = options.windows.value_or(0),
                 .min_context = options.min_context,
                 .progress = [&](int64_t done, int64_t total) { console.progress("evaluating", done, total, ""); }});
   const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  console.print(fmt::format("{}: {:.4f} {} over {} {}{}{} ({})", options.split, result.bits_per_dim,
-                            experiment.medium == Medium::text ? "bits per byte" : "bits per dim", format_count(result.n),
-                            experiment.medium == Medium::text ? "bytes" : "dims",
-                            options.windows ? fmt::format(", the first {} sequences", *options.windows) : "",
-                            options.min_context ? fmt::format(", at least {} bytes before each", *options.min_context) : "",
-                            format_seconds(elapsed_s)));
+  console.print(
+      fmt::format("{}: {:.4f} {} over {} {}{}{} ({})", options.split, result.bits_per_dim,
+                  experiment.medium == Medium::text ? "bits per byte" : "bits per dim", format_count(result.n),
+                  experiment.medium == Medium::text ? "bytes" : "dims",
+                  options.windows ? fmt::format(", the first {} sequences", *options.windows) : "",
+                  options.min_context ? fmt::format(", at least {} bytes before each", *options.min_context) : "",
+                  format_seconds(elapsed_s)));
   return 0;
 }
 

@@ -35,7 +35,8 @@ LoadedModel load_model(const Experiment& experiment, const Options& options) {
   CheckpointSource source = find_checkpoint(path, options.weights, experiment.program);
   LoadedModel loaded;
   loaded.config = resolve_config(overrides, source.config);
-  loaded.model = std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
+  loaded.model =
+      std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
   load_weights(source.weights, *loaded.model);
   loaded.weights = std::move(source.weights);
   loaded.state = std::move(source.state);

@@ -16,15 +16,15 @@ enum class Medium : uint8_t { text, image };
 
 /// A program: one kind of data, and what differs with it.
 struct Experiment {
-  std::string program;         // its name on the command line
-  std::string summary;         // one line for --help
+  std::string program;  // its name on the command line
+  std::string summary;  // one line for --help
   Medium medium = Medium::text;
   std::string default_preset = "laptop";
   std::function<std::unique_ptr<Dataset>(const std::filesystem::path& path, int64_t n_ctx)> open_data;
-  std::string data_help;       // of --data
-  std::string default_data;    // used without --data; empty: none
-  std::string missing_data;    // what to say when there is no default
-  std::string prompt_help;     // of --prompt
+  std::string data_help;     // of --data
+  std::string default_data;  // used without --data; empty: none
+  std::string missing_data;  // what to say when there is no default
+  std::string prompt_help;   // of --prompt
 };
 
 /// The whole main function of a program: parses the command line, runs the command, prints errors to stderr as one line

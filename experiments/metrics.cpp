@@ -45,26 +45,33 @@ MetricsFile::~MetricsFile() { ::close(fd_); }
 
 void MetricsFile::append(const std::string& line) {
   const ssize_t written = ::write(fd_, line.data(), line.size());
-  check(written == static_cast<ssize_t>(line.size()), path_.string(), ": cannot write: ",
-        written < 0 ? std::generic_category().message(errno) : "the disk is full");
+  check(written == static_cast<ssize_t>(line.size()), path_.string(),
+        ": cannot write: ", written < 0 ? std::generic_category().message(errno) : "the disk is full");
 }
 
 void MetricsFile::write(const StepMetrics& m) {
-  const Json json{{"step", m.step}, {"samples", m.samples}, {"tokens", m.tokens}, {"loss_nats", m.loss_nats},
-                  {"bits_per_dim", m.loss_nats / std::numbers::ln2}, {"lr", m.lr}, {"grad_norm", m.grad_norm},
-                  {"loss_scale", 1}, {"step_ms", m.step_ms}, {"tokens_per_s", m.tokens_per_s}, {"mfu", nullptr},
+  const Json json{{"step", m.step},
+                  {"samples", m.samples},
+                  {"tokens", m.tokens},
+                  {"loss_nats", m.loss_nats},
+                  {"bits_per_dim", m.loss_nats / std::numbers::ln2},
+                  {"lr", m.lr},
+                  {"grad_norm", m.grad_norm},
+                  {"loss_scale", 1},
+                  {"step_ms", m.step_ms},
+                  {"tokens_per_s", m.tokens_per_s},
+                  {"mfu", nullptr},
                   {"memory_bytes", m.memory_bytes}};
   append(json.dump() + "\n");
 }
 
 void MetricsFile::write(const EvalMetrics& m) {
-  const Json json{{"step", m.step}, {"eval", m.split}, {"weights", m.weights}, {"bits_per_dim", m.bits_per_dim},
-                  {"n", m.n}};
+  const Json json{
+      {"step", m.step}, {"eval", m.split}, {"weights", m.weights}, {"bits_per_dim", m.bits_per_dim}, {"n", m.n}};
   append(json.dump() + "\n");
 }
 
-std::optional<EvalMetrics> MetricsFile::find(const std::string& split, const std::string& weights,
-                                             int64_t step) const {
+std::optional<EvalMetrics> MetricsFile::find(const std::string& split, const std::string& weights, int64_t step) const {
   std::istringstream lines(read_file(path_));
   for (std::string line; std::getline(lines, line);) {
     const std::optional<Json> json = parse_line(line);

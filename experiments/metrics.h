@@ -13,10 +13,10 @@ struct StepMetrics {
   int64_t step = 0, samples = 0, tokens = 0;  // samples and tokens so far
   double loss_nats = 0.0;                     // of this step's batch, before its update
   double lr = 0.0;
-  double grad_norm = 0.0;                     // before clipping
+  double grad_norm = 0.0;  // before clipping
   double step_ms = 0.0;
   double tokens_per_s = 0.0;
-  int64_t memory_bytes = 0;                   // highest so far, all categories together
+  int64_t memory_bytes = 0;  // highest so far, all categories together
 };
 
 /// What one evaluation measured.
@@ -25,7 +25,7 @@ struct EvalMetrics {
   std::string split;    // "valid" or "test"
   std::string weights;  // "ema" or "last"
   double bits_per_dim = 0.0;
-  int64_t n = 0;        // tokens scored
+  int64_t n = 0;  // tokens scored
 };
 
 /// metrics.jsonl. Lines are appended whole; those beyond the step that a run resumes from are dropped, so a curve has

@@ -37,14 +37,24 @@ std::string program_help(const ProgramHelp& help) {
       "  sample  draw from a checkpoint\n"
       "  plan    parameters, arithmetic and memory of a configuration, before anything is allocated\n"
       "  parity  loss, logits and every gradient for given tokens, to compare with another implementation\n"
-      "\nPresets (--preset, default ", help.default_preset, ")\n", preset_list(p),
+      "\nPresets (--preset, default ",
+      help.default_preset, ")\n", preset_list(p),
       "\nExamples\n"
-      "  ", p, " train                                train the ", help.default_preset, " preset\n"
-      "  ", p, " train --steps 1000 --set lr=1e-3     change the recipe\n"
-      "  ", p, " sample --temperature 0.9             draw from the run just trained\n"
-      "  ", p, " plan --preset ", all_presets().front().config.program == p ? "cifar10-59m-strided" : "enwik8-95m-fixed",
+      "  ",
+      p, " train                                train the ", help.default_preset,
+      " preset\n"
+      "  ",
+      p,
+      " train --steps 1000 --set lr=1e-3     change the recipe\n"
+      "  ",
+      p,
+      " sample --temperature 0.9             draw from the run just trained\n"
+      "  ",
+      p, " plan --preset ", all_presets().front().config.program == p ? "cifar10-59m-strided" : "enwik8-95m-fixed",
       " --device-memory 80G\n"
-      "\n", p, " <command> --help lists the flags of a command; ", p, " --version the version.\n"
+      "\n",
+      p, " <command> --help lists the flags of a command; ", p,
+      " --version the version.\n"
       "Exit codes: 0 done or stopped cleanly, 1 failure, 2 misuse or bad configuration, 128+n ended by signal n.\n");
 }
 
@@ -65,8 +75,9 @@ void add_common(CLI::App& app, Options& o, RawFlags& raw, const std::string& pro
 }
 
 void add_checkpoint(CLI::App& app, Options& o, RawFlags& raw) {
-  app.add_option("--checkpoint", o.checkpoint,
-                 "a checkpoint, a run's folder (its newest good one) or a safetensors file; default: the run of the preset");
+  app.add_option(
+      "--checkpoint", o.checkpoint,
+      "a checkpoint, a run's folder (its newest good one) or a safetensors file; default: the run of the preset");
   app.add_option("--weights", raw.weights, "ema (averaged weights, if the checkpoint has them) or last");
 }
 
@@ -97,7 +108,8 @@ void read_raw(const RawFlags& raw, Options& o) {
   o.batch_tokens = optional_integer("--batch-tokens", raw.batch_tokens, 1, kMany);
   const int64_t zero = parse_integer("--zero", raw.zero, 0, 3);
   check_usage(zero == 0, "--zero ", zero, ": not in this build, which trains in one process; use --zero 0");
-  check_usage(raw.weights == "ema" || raw.weights == "last", "--weights must be ema or last, got \"", raw.weights, "\"");
+  check_usage(raw.weights == "ema" || raw.weights == "last", "--weights must be ema or last, got \"", raw.weights,
+              "\"");
   o.weights = raw.weights == "ema" ? Weights::averaged : Weights::last;
   o.min_context = optional_integer("--min-context", raw.min_context, 0, kMany);
   o.windows = optional_integer("--windows", raw.windows, 1, kMany);
@@ -176,7 +188,8 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
       app.add_option("--out", o.out, concat("folder of the run; default runs/", p, "-<preset>"));
       app.add_option("--steps", raw.steps, "optimizer steps");
       app.add_option("--batch-tokens", raw.batch_tokens, "tokens per optimizer step, rounded down to whole sequences");
-      app.add_option("--resume", o.resume, "auto (the newest good checkpoint of --out), none (start over) or a checkpoint");
+      app.add_option("--resume", o.resume,
+                     "auto (the newest good checkpoint of --out), none (start over) or a checkpoint");
       app.add_option("--zero", raw.zero, "0: every process holds all optimizer state");
       app.add_flag("--dry-run", o.dry_run, "check configuration and data, print the plan, write nothing");
       app.add_flag("--print-config", o.print_config, "print the configuration as TOML and stop");
@@ -216,7 +229,8 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
       app.add_option("--batch", raw.batch, "sequences in --tokens; default: what its size says");
       app.add_option("--out", o.out, "safetensors file to write");
       app.add_flag("--init-only", o.init_only, "write the initial weights of a configuration and stop");
-      example = concat(p, " parity --checkpoint model.safetensors --tokens tokens.bin --dtype f64 --out ours.safetensors");
+      example =
+          concat(p, " parity --checkpoint model.safetensors --tokens tokens.bin --dtype f64 --out ours.safetensors");
   }
   app.footer("Example: " + example);
 
@@ -232,7 +246,8 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
   }
   const std::vector<std::string> extras = app.remaining();
   if (!extras.empty()) {
-    const auto flag = std::find_if(extras.begin(), extras.end(), [](const std::string& s) { return s.starts_with("-"); });
+    const auto flag =
+        std::find_if(extras.begin(), extras.end(), [](const std::string& s) { return s.starts_with("-"); });
     const std::string& unknown = flag == extras.end() ? extras.front() : *flag;
     std::vector<std::string> flags;
     for (const CLI::Option* option : app.get_options())

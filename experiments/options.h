@@ -17,25 +17,25 @@ enum class Command : uint8_t { train, eval, sample, plan, parity, help };
 struct Options {
   std::vector<std::string> arguments;  // argv
   Command command = Command::help;
-  std::string help;                    // for Command::help: what to print
+  std::string help;  // for Command::help: what to print
 
   // Every command.
-  std::string preset;                    // empty: not given
+  std::string preset;  // empty: not given
   std::filesystem::path config_file;
-  std::vector<std::string> set;          // key=value
+  std::vector<std::string> set;  // key=value
   std::optional<DType> dtype;
   std::optional<int64_t> seed;
-  int threads = 0;                       // 0: the system's choice
+  int threads = 0;  // 0: the system's choice
 
   // train
   std::string data;
   std::filesystem::path out;
   std::optional<int64_t> steps, batch_tokens;
-  std::string resume = "auto";           // auto, none or a checkpoint
+  std::string resume = "auto";  // auto, none or a checkpoint
   bool dry_run = false, print_config = false;
 
   // eval, sample, parity
-  std::filesystem::path checkpoint;      // empty: not given
+  std::filesystem::path checkpoint;  // empty: not given
   Weights weights = Weights::averaged;
   std::string split = "test";
   std::optional<int64_t> min_context, windows;
@@ -43,7 +43,7 @@ struct Options {
   std::optional<double> temperature;
   std::string prompt;
   std::filesystem::path tokens;
-  std::optional<int64_t> batch;          // parity, plan
+  std::optional<int64_t> batch;  // parity, plan
   bool init_only = false;
 
   // plan

@@ -14,8 +14,8 @@ Tensor read_tokens(const Options& options, const ModelConfig& model) {
   const std::string bytes = read_file(options.tokens);
   const auto size = static_cast<int64_t>(bytes.size());
   const int64_t batch = options.batch.value_or(size / model.n_ctx);
-  check_usage(batch >= 1 && size == batch * model.n_ctx, "--tokens ", options.tokens.string(), ": must have batch * n_ctx = ",
-              std::max<int64_t>(batch, 1), " * ", model.n_ctx, " bytes, has ", size);
+  check_usage(batch >= 1 && size == batch * model.n_ctx, "--tokens ", options.tokens.string(),
+              ": must have batch * n_ctx = ", std::max<int64_t>(batch, 1), " * ", model.n_ctx, " bytes, has ", size);
   return from_vector(std::vector<uint8_t>(bytes.begin(), bytes.end()), {batch, model.n_ctx});
 }
 
@@ -37,7 +37,8 @@ int parity_command(const Experiment& experiment, const Options& options) {
   LoadedModel loaded;
   if (options.checkpoint.empty()) {
     loaded.config = resolve_config(options, experiment.program, experiment.default_preset);
-    loaded.model = std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
+    loaded.model =
+        std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
   } else {
     loaded = load_model(experiment, options);
   }
@@ -56,8 +57,9 @@ int parity_command(const Experiment& experiment, const Options& options) {
   for (const Parameters::Entry& entry : model.parameters().entries())
     results.push_back({"grad." + entry.name, entry.variable.grad()});
   write_archive(options.out, results, to_strings(model.config()));
-  console.print(concat("loss ", to_dtype(loss.value(), DType::f64).data<double>()[0], " nats over ", tokens.dim(0), " x ",
-                       tokens.dim(1), " tokens; logits and ", results.size() - 2, " gradients: ", options.out.string()));
+  console.print(concat("loss ", to_dtype(loss.value(), DType::f64).data<double>()[0], " nats over ", tokens.dim(0),
+                       " x ", tokens.dim(1), " tokens; logits and ", results.size() - 2,
+                       " gradients: ", options.out.string()));
   return 0;
 }
 

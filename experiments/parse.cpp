@@ -50,9 +50,9 @@ int64_t parse_bytes(std::string_view what, std::string_view text) {
   }
   int64_t value = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-  check_usage(error == std::errc{} && end == digits.data() + digits.size() && value >= 1 &&
-                  value <= (INT64_MAX >> shift),
-              what, " must be a number of bytes such as 16G or 500M, got \"", text, "\"");
+  check_usage(
+      error == std::errc{} && end == digits.data() + digits.size() && value >= 1 && value <= (INT64_MAX >> shift), what,
+      " must be a number of bytes such as 16G or 500M, got \"", text, "\"");
   return value << shift;
 }
 

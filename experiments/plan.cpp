@@ -22,8 +22,9 @@ int64_t total(const std::array<int64_t, kMemoryCategories>& bytes) {
 }
 
 std::string flop(double count) {
-  return count < 1e9 ? fmt::format("{:.1f} MFLOP", count / 1e6)
-                     : count < 1e12 ? fmt::format("{:.2f} GFLOP", count / 1e9) : fmt::format("{:.2f} TFLOP", count / 1e12);
+  return count < 1e9    ? fmt::format("{:.1f} MFLOP", count / 1e6)
+         : count < 1e12 ? fmt::format("{:.2f} GFLOP", count / 1e9)
+                        : fmt::format("{:.2f} TFLOP", count / 1e12);
 }
 
 }  // namespace
@@ -31,24 +32,30 @@ std::string flop(double count) {
 std::string describe_plan(const ExperimentConfig& config, int64_t batch, int64_t ranks) {
   const ComputeCost cost = compute_cost(config.model);
   const std::array<int64_t, kMemoryCategories> bytes = bytes_of(config, batch);
-  const double dense_pairs = 0.5 * static_cast<double>(config.model.n_ctx) * static_cast<double>(config.model.n_ctx + 1) *
+  const double dense_pairs = 0.5 * static_cast<double>(config.model.n_ctx) *
+                             static_cast<double>(config.model.n_ctx + 1) *
                              static_cast<double>(config.model.n_heads * config.model.n_layers);
   std::string out = fmt::format("{} {}: {}\n", config.program, config.preset, to_string(config.model.attention));
   out += fmt::format("  parameters           {}\n", format_count(cost.parameters));
   out += fmt::format("  attention pairs      {} per sequence, {:.1f} % of dense\n", format_count(cost.attention_pairs),
                      100.0 * static_cast<double>(cost.attention_pairs) / dense_pairs);
-  out += fmt::format("  forward, matrices    {} per sequence of {}\n", flop(cost.forward_linear), format_count(config.model.n_ctx));
+  out += fmt::format("  forward, matrices    {} per sequence of {}\n", flop(cost.forward_linear),
+                     format_count(config.model.n_ctx));
   out += fmt::format("  forward, attention   {}\n", flop(cost.forward_attention));
-  out += fmt::format("  training             {} per sequence{}\n", flop(cost.training), config.model.recompute ? ", recomputation included" : "");
-  out += fmt::format("  one step             {} for a batch of {}\n", flop(cost.training * static_cast<double>(config.train.batch)),
-                     config.train.batch);
-  out += fmt::format("  the run              {} for {} steps\n",
-                     flop(cost.training * static_cast<double>(config.train.batch) * static_cast<double>(config.train.steps)),
-                     format_count(config.train.steps));
-  out += fmt::format("memory of a training step in {}, {} {} at a time{}\n", name_of(config.train.dtype), batch,
-                     batch == 1 ? "sequence" : "sequences", ranks > 1 ? fmt::format(", on each of {} ranks", ranks) : "");
+  out += fmt::format("  training             {} per sequence{}\n", flop(cost.training),
+                     config.model.recompute ? ", recomputation included" : "");
+  out += fmt::format("  one step             {} for a batch of {}\n",
+                     flop(cost.training * static_cast<double>(config.train.batch)), config.train.batch);
+  out += fmt::format(
+      "  the run              {} for {} steps\n",
+      flop(cost.training * static_cast<double>(config.train.batch) * static_cast<double>(config.train.steps)),
+      format_count(config.train.steps));
+  out +=
+      fmt::format("memory of a training step in {}, {} {} at a time{}\n", name_of(config.train.dtype), batch,
+                  batch == 1 ? "sequence" : "sequences", ranks > 1 ? fmt::format(", on each of {} ranks", ranks) : "");
   for (int i = 0; i < kMemoryCategories; ++i)
-    out += fmt::format("  {:<20} {:>12}\n", name_of(static_cast<MemoryCategory>(i)), format_bytes(bytes[static_cast<size_t>(i)]));
+    out += fmt::format("  {:<20} {:>12}\n", name_of(static_cast<MemoryCategory>(i)),
+                       format_bytes(bytes[static_cast<size_t>(i)]));
   out += fmt::format("  {:<20} {:>12}\n", "total", format_bytes(total(bytes)));
   return out;
 }
@@ -58,7 +65,8 @@ int plan_command(const Experiment& experiment, const Options& options) {
   const int64_t share = (config.train.batch + options.ranks - 1) / options.ranks;  // of the batch, on one rank
   check_usage(options.batch || share * options.ranks == config.train.batch, "--ranks ", options.ranks,
               " must divide the batch of ", config.train.batch, " sequences");
-  const int64_t batch = options.batch.value_or(config.train.micro_batch > 0 ? std::min(config.train.micro_batch, share) : share);
+  const int64_t batch =
+      options.batch.value_or(config.train.micro_batch > 0 ? std::min(config.train.micro_batch, share) : share);
   Console console;
   console.print(describe_plan(config, batch, options.ranks));
   if (!options.device_memory) return 0;
@@ -68,7 +76,8 @@ int plan_command(const Experiment& experiment, const Options& options) {
     console.print(fmt::format("fits: {} of {} stay free", format_bytes(available - needed), format_bytes(available)));
     return 0;
   }
-  console.print(fmt::format("does not fit: {} more than {} are needed", format_bytes(needed - available), format_bytes(available)));
+  console.print(fmt::format("does not fit: {} more than {} are needed", format_bytes(needed - available),
+                            format_bytes(available)));
   if (batch > 1 && total(bytes_of(config, 1)) <= available)
     console.print("one sequence at a time fits: --set train.micro_batch=1");
   else if (!config.model.recompute)

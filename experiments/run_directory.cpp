@@ -33,7 +33,8 @@ void remove_leftovers(const fs::path& folder) {
 }  // namespace
 
 RunDirectory::RunDirectory(const fs::path& path) : path_(path) {
-  check(!fs::exists(path) || fs::is_directory(path), "--out ", path.string(), ": must be a folder, but a file is there");
+  check(!fs::exists(path) || fs::is_directory(path), "--out ", path.string(),
+        ": must be a folder, but a file is there");
   std::error_code error;
   fs::create_directories(path, error);
   check(!error, "--out ", path.string(), ": cannot create the folder: ", error.message());
@@ -52,8 +53,8 @@ RunDirectory::RunDirectory(const fs::path& path) : path_(path) {
   }
   try {
     const std::string holder = concat("process ", ::getpid(), " on ", host_name(), "\n");
-    check(::ftruncate(lock_, 0) == 0 && ::pwrite(lock_, holder.data(), holder.size(), 0) ==
-                                            static_cast<ssize_t>(holder.size()),
+    check(::ftruncate(lock_, 0) == 0 &&
+              ::pwrite(lock_, holder.data(), holder.size(), 0) == static_cast<ssize_t>(holder.size()),
           lock.string(), ": cannot write: ", std::generic_category().message(errno));
     create_folders();
     for (const fs::path& folder : {path_, samples(), checkpoints(), path_ / "errors"}) remove_leftovers(folder);

@@ -6,8 +6,8 @@
 
 namespace lacuna {
 
-/// <out>/ with config.toml, command.txt, metrics.jsonl, samples/, checkpoints/, logs/, errors/. While alive, the process
-/// holds <out>/.lock, so no other run writes here; the system releases it however the process ends.
+/// <out>/ with config.toml, command.txt, metrics.jsonl, samples/, checkpoints/, logs/, errors/. While alive, the
+/// process holds <out>/.lock, so no other run writes here; the system releases it however the process ends.
 class RunDirectory {
  public:
   /// Creates what is missing, takes the lock and removes temporary files that killed runs left in this folder.

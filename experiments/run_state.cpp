@@ -191,7 +191,8 @@ RunState verify_checkpoint(const fs::path& checkpoint) {
     const Json manifest = Json::parse(read_file(checkpoint / kManifest));
     check(manifest.at("format") == kFormat, where, ": ", kManifest, ": format must be ", kFormat, ", is ",
           manifest.at("format").dump());
-    check(manifest.at("checksum") == manifest_checksum(manifest), where, ": ", kManifest, " is damaged: its checksum differs");
+    check(manifest.at("checksum") == manifest_checksum(manifest), where, ": ", kManifest,
+          " is damaged: its checksum differs");
     for (const char* required : {kModel, kOptimizer, kState})
       check(manifest.at("files").contains(required), where, ": ", kManifest, " does not list ", required);
     for (const auto& [name, expected] : manifest.at("files").items()) {

@@ -19,10 +19,10 @@ namespace lacuna {
 struct RunState {
   ExperimentConfig config;
   std::string data_fingerprint;
-  int64_t step = 0;             // optimizer steps done
-  int64_t best_step = 0;        // where the validation split scored best; 0: nowhere yet
+  int64_t step = 0;       // optimizer steps done
+  int64_t best_step = 0;  // where the validation split scored best; 0: nowhere yet
   double best_bits_per_dim = 0.0;
-  int threads = 0;              // of the process that saved
+  int threads = 0;  // of the process that saved
 };
 
 /// The tensors of a run, where they live.
@@ -51,7 +51,8 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& folder, const
 /// is wrong with it.
 RunState verify_checkpoint(const std::filesystem::path& checkpoint);
 
-/// Fills the tensors from a verified checkpoint. Throws Error for a tensor that is missing, unknown or of another shape.
+/// Fills the tensors from a verified checkpoint. Throws Error for a tensor that is missing, unknown or of another
+/// shape.
 void load_checkpoint(const std::filesystem::path& checkpoint, const RunState& state, const RunTensors& tensors);
 
 /// Checkpoints of `folder`, newest first, unverified.
@@ -87,7 +88,7 @@ enum class Weights : uint8_t { averaged, last };
 struct CheckpointSource {
   std::filesystem::path weights;  // the safetensors file to read
   std::optional<RunState> state;
-  ExperimentConfig config;        // of the state, or of the file's metadata alone
+  ExperimentConfig config;  // of the state, or of the file's metadata alone
 };
 CheckpointSource find_checkpoint(const std::filesystem::path& path, Weights weights, const std::string& program);
 

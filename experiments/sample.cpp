@@ -35,18 +35,22 @@ int sample_command(const Experiment& experiment, const Options& options) {
   const LoadedModel loaded = load_model(experiment, options);
   const int64_t n_ctx = loaded.config.model.n_ctx, prompt_length = prompt.defined() ? prompt.numel() : 0;
   const int64_t whole = experiment.medium == Medium::text ? std::min(n_ctx, prompt_length + kTextLength) : n_ctx;
-  const int64_t length = options.length.value_or(whole), count = options.count.value_or(loaded.config.train.sample_count);
+  const int64_t length = options.length.value_or(whole),
+                count = options.count.value_or(loaded.config.train.sample_count);
   check_usage(length <= n_ctx, "--length must be at most the model's n_ctx = ", n_ctx, ", got ", length);
-  check_usage(prompt_length < length, "--prompt has ", prompt_length, " tokens, which leaves nothing of ", length, " to draw");
+  check_usage(prompt_length < length, "--prompt has ", prompt_length, " tokens, which leaves nothing of ", length,
+              " to draw");
 
   Console console;
-  const fs::path path = options.out.empty() ? free_path(loaded.weights, sample_extension(experiment.medium)) : options.out;
+  const fs::path path =
+      options.out.empty() ? free_path(loaded.weights, sample_extension(experiment.medium)) : options.out;
   const auto begin = std::chrono::steady_clock::now();
-  const Tensor tokens =
-      sample(*loaded.model,
-             {.count = std::max<int64_t>(count, 1), .length = length,
-              .temperature = options.temperature.value_or(loaded.config.train.temperature), .seed = loaded.config.train.seed},
-             prompt, [&](int64_t done) { console.progress("sampling", done, length, ""); });
+  const Tensor tokens = sample(*loaded.model,
+                               {.count = std::max<int64_t>(count, 1),
+                                .length = length,
+                                .temperature = options.temperature.value_or(loaded.config.train.temperature),
+                                .seed = loaded.config.train.seed},
+                               prompt, [&](int64_t done) { console.progress("sampling", done, length, ""); });
   const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   write_samples(path, tokens, experiment.medium);
   if (experiment.medium == Medium::text)

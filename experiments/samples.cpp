@@ -89,16 +89,19 @@ Tensor upper_half_of_png(const std::string& path) {
 size_t utf8_length(std::string_view s) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(s[i]); };
   const unsigned char first = byte(0);
-  const size_t length = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : (first & 0xf0) == 0xe0 ? 3
-                        : first >= 0xf0 && first < 0xf5 ? 4 : 0;
+  const size_t length = first < 0x80                    ? 1
+                        : first >= 0xc2 && first < 0xe0 ? 2
+                        : (first & 0xf0) == 0xe0        ? 3
+                        : first >= 0xf0 && first < 0xf5 ? 4
+                                                        : 0;
   if (length == 0 || length > s.size()) return 0;
   for (size_t i = 1; i < length; ++i)
     if ((byte(i) & 0xc0) != 0x80) return 0;
-  if (first == 0xe0 && byte(1) < 0xa0) return 0;                        // overlong
-  if (first == 0xed && byte(1) >= 0xa0) return 0;                       // surrogate
-  if (first == 0xf0 && byte(1) < 0x90) return 0;                        // overlong
-  if (first == 0xf4 && byte(1) >= 0x90) return 0;                       // beyond U+10FFFF
-  if (first == 0xc2 && byte(1) < 0xa0) return 0;                        // control characters
+  if (first == 0xe0 && byte(1) < 0xa0) return 0;   // overlong
+  if (first == 0xed && byte(1) >= 0xa0) return 0;  // surrogate
+  if (first == 0xf0 && byte(1) < 0x90) return 0;   // overlong
+  if (first == 0xf4 && byte(1) >= 0x90) return 0;  // beyond U+10FFFF
+  if (first == 0xc2 && byte(1) < 0xa0) return 0;   // control characters
   return length;
 }
 

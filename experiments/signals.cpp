@@ -1,8 +1,8 @@
 #include "experiments/signals.h"
 
-#include <csignal>
 #include <pthread.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <atomic>
 #include <thread>

@@ -36,8 +36,10 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 double bits(double nats) { return nats / std::numbers::ln2; }
 
 AdamConfig adam_config(const TrainConfig& c) {
-  return {.beta1 = static_cast<float>(c.beta1), .beta2 = static_cast<float>(c.beta2),
-          .eps = static_cast<float>(c.eps), .weight_decay = static_cast<float>(c.weight_decay)};
+  return {.beta1 = static_cast<float>(c.beta1),
+          .beta2 = static_cast<float>(c.beta2),
+          .eps = static_cast<float>(c.eps),
+          .weight_decay = static_cast<float>(c.weight_decay)};
 }
 
 // While alive, the parameters are their averages.
@@ -60,8 +62,14 @@ class Trainer {
  public:
   Trainer(const Experiment& experiment, const Options& options, const ExperimentConfig& config, const Dataset& data,
           RunDirectory& folder, Console& console)
-      : experiment_(experiment), options_(options), config_(config), train_(config_.train), data_(data), folder_(folder),
-        console_(console), model_(config.model, config.train.seed, config.train.dtype),
+      : experiment_(experiment),
+        options_(options),
+        config_(config),
+        train_(config_.train),
+        data_(data),
+        folder_(folder),
+        console_(console),
+        model_(config.model, config.train.seed, config.train.dtype),
         adam_(model_.parameters(), adam_config(train_)) {
     if (train_.ema_decay > 0) ema_ = std::make_unique<Ema>(model_.parameters(), train_.ema_decay);
     state_.config = config_;
@@ -154,23 +162,25 @@ class Trainer {
     check_usage(saved.data_fingerprint == state_.data_fingerprint, checkpoint.string(),
                 ": cannot go on with other data: it was trained on ", saved.data_fingerprint, ", now given ",
                 state_.data_fingerprint, remedy);
-    check_usage(saved.step <= train_.steps, checkpoint.string(), ": has ", saved.step, " steps behind it, more than --steps ",
-                train_.steps, remedy);
+    check_usage(saved.step <= train_.steps, checkpoint.string(), ": has ", saved.step,
+                " steps behind it, more than --steps ", train_.steps, remedy);
   }
 
   void write_records() const {
     write_file(folder_.config(), to_toml(config_));
-    const std::string earlier = state_.step > 0 && fs::exists(folder_.command()) ? read_file(folder_.command()) + "\n" : "";
-    write_file(folder_.command(), concat(earlier, quote_command(options_.arguments), "\nversion  ", version(), "\nhost     ",
-                                         host_name(), "\ndevice   cpu: ", cpu_description(), "\nstarted  ", time_now(),
-                                         " at step ", state_.step, "\n"));
+    const std::string earlier =
+        state_.step > 0 && fs::exists(folder_.command()) ? read_file(folder_.command()) + "\n" : "";
+    write_file(folder_.command(), concat(earlier, quote_command(options_.arguments), "\nversion  ", version(),
+                                         "\nhost     ", host_name(), "\ndevice   cpu: ", cpu_description(),
+                                         "\nstarted  ", time_now(), " at step ", state_.step, "\n"));
   }
 
   void announce(const fs::path& checkpoint, const RunState& saved) {
     console_.print(concat(version(), " on ", host_name(), ": ", cpu_description()));
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
-    console_.print(concat(format_count(model_.parameters().count()), " parameters; run folder ", folder_.path().string()));
+    console_.print(
+        concat(format_count(model_.parameters().count()), " parameters; run folder ", folder_.path().string()));
     if (checkpoint.empty()) return;
     for (const std::string& line : accepted_differences(saved.config, config_)) console_.print("from here on " + line);
     if (saved.threads != threads())
@@ -196,7 +206,8 @@ class Trainer {
       const Run run{.training = true, .seed = train_.seed, .step = state_.step, .first_sample = first};
       const Variable loss = model_.loss(tokens.slice(first, first + count), run);
       const double value = to_dtype(loss.value(), DType::f64).data<double>()[0];
-      check(std::isfinite(value), "train: step ", state_.step + 1, ": the loss is ", value, first_non_finite("weight", parameters.values()));
+      check(std::isfinite(value), "train: step ", state_.step + 1, ": the loss is ", value,
+            first_non_finite("weight", parameters.values()));
       backward(loss, full({}, loss.dtype(), share));
       loss_nats += share * value;
     }
@@ -211,9 +222,14 @@ class Trainer {
     const double elapsed_s = seconds_since(begin);
     const int64_t tokens_per_step = tokens.numel();
     tokens_per_s_ = static_cast<double>(tokens_per_step) / elapsed_s;
-    metrics_->write(StepMetrics{.step = state_.step, .samples = state_.step * batch,
-                                .tokens = state_.step * tokens_per_step, .loss_nats = loss_nats, .lr = lr,
-                                .grad_norm = norm, .step_ms = 1000.0 * elapsed_s, .tokens_per_s = tokens_per_s_,
+    metrics_->write(StepMetrics{.step = state_.step,
+                                .samples = state_.step * batch,
+                                .tokens = state_.step * tokens_per_step,
+                                .loss_nats = loss_nats,
+                                .lr = lr,
+                                .grad_norm = norm,
+                                .step_ms = 1000.0 * elapsed_s,
+                                .tokens_per_s = tokens_per_s_,
                                 .memory_bytes = Allocator::of(kCpu).stats().total_peak});
     return loss_nats;
   }
@@ -239,12 +255,14 @@ class Trainer {
   EvalMetrics score(Split split, int64_t windows, const Ema* ema) {
     const AveragedWeights averaged(ema);
     const std::string what = concat("evaluating ", name_of(split));
-    const Evaluation result = evaluate(model_, data_, {.split = split, .windows = windows, .min_context = std::nullopt,
-                                                       .progress = [&](int64_t done, int64_t total) {
-                                                         if (stop_requested()) throw Stopped();
-                                                         if (console_.is_terminal()) console_.progress(what, done, total, "");
-                                                       }});
-    const EvalMetrics metrics{state_.step, std::string(name_of(split)), ema ? "ema" : "last", result.bits_per_dim, result.n};
+    const Evaluation result = evaluate(
+        model_, data_,
+        {.split = split, .windows = windows, .min_context = std::nullopt, .progress = [&](int64_t done, int64_t total) {
+           if (stop_requested()) throw Stopped();
+           if (console_.is_terminal()) console_.progress(what, done, total, "");
+         }});
+    const EvalMetrics metrics{state_.step, std::string(name_of(split)), ema ? "ema" : "last", result.bits_per_dim,
+                              result.n};
     metrics_->write(metrics);
     return metrics;
   }
@@ -257,7 +275,8 @@ class Trainer {
       state_.best_step = state_.step;
       state_.best_bits_per_dim = metrics.bits_per_dim;
     }
-    console_.print(fmt::format("step {}: valid {:.4f} {}{}", state_.step, metrics.bits_per_dim, unit(), best ? ", the best so far" : ""));
+    console_.print(fmt::format("step {}: valid {:.4f} {}{}", state_.step, metrics.bits_per_dim, unit(),
+                               best ? ", the best so far" : ""));
     return best;
   }
 
@@ -271,10 +290,12 @@ class Trainer {
 
   void finish() {
     const EvalMetrics test = test_score(ema_.get());
-    console_.print(fmt::format("test: {:.4f} {} over {} {}{}{}", test.bits_per_dim, unit(), format_count(test.n),
-                               experiment_.medium == Medium::text ? "bytes" : "dims", ema_ ? ", averaged weights" : "",
-                               train_.test_windows > 0 ? fmt::format(" (the first {} sequences)", train_.test_windows) : ""));
-    if (ema_) console_.print(fmt::format("test: {:.4f} {} with the last weights", test_score(nullptr).bits_per_dim, unit()));
+    console_.print(
+        fmt::format("test: {:.4f} {} over {} {}{}{}", test.bits_per_dim, unit(), format_count(test.n),
+                    experiment_.medium == Medium::text ? "bytes" : "dims", ema_ ? ", averaged weights" : "",
+                    train_.test_windows > 0 ? fmt::format(" (the first {} sequences)", train_.test_windows) : ""));
+    if (ema_)
+      console_.print(fmt::format("test: {:.4f} {} with the last weights", test_score(nullptr).bits_per_dim, unit()));
     if (experiment_.medium == Medium::text) compare_with_compressors(test);
     draw_samples();
     const fs::path checkpoints = folder_.checkpoints();
@@ -283,8 +304,10 @@ class Trainer {
                           state_.best_step == state_.step ? " (the best on valid)" : ""));
     if (state_.best_step != state_.step && state_.best_step > 0)
       console_.print(fmt::format("best         {} ({:.4f} {} on valid)",
-                                 (checkpoints / checkpoint_name(state_.best_step)).string(), state_.best_bits_per_dim, unit()));
-    console_.print(concat("draw more    ", quote_command({options_.arguments[0], "sample", "--checkpoint", folder_.path().string()})));
+                                 (checkpoints / checkpoint_name(state_.best_step)).string(), state_.best_bits_per_dim,
+                                 unit()));
+    console_.print(concat("draw more    ",
+                          quote_command({options_.arguments[0], "sample", "--checkpoint", folder_.path().string()})));
   }
 
   EvalMetrics test_score(const Ema* ema) {
@@ -296,7 +319,8 @@ class Trainer {
   void compare_with_compressors(const EvalMetrics& test) {
     const std::string_view bytes = data_.bytes(Split::test).substr(0, static_cast<size_t>(test.n));
     console_.print(fmt::format("the same {} bytes: gzip -9 {:.4f}, bzip2 -9 {:.4f}, this model {:.4f} bits per byte",
-                               format_count(test.n), gzip_bits_per_byte(bytes), bzip2_bits_per_byte(bytes), test.bits_per_dim));
+                               format_count(test.n), gzip_bits_per_byte(bytes), bzip2_bits_per_byte(bytes),
+                               test.bits_per_dim));
   }
 
   void draw_samples() {
@@ -306,13 +330,13 @@ class Trainer {
       const int64_t n_ctx = config_.model.n_ctx;
       const int64_t length = train_.sample_length > 0 ? std::min(train_.sample_length, n_ctx) : n_ctx;
       const AveragedWeights averaged(ema_.get());
-      const Tensor tokens = sample(model_,
-                                   {.count = train_.sample_count, .length = length, .temperature = train_.temperature,
-                                    .seed = train_.seed},
-                                   {}, [&](int64_t done) {
-                                     if (stop_requested()) throw Stopped();
-                                     if (console_.is_terminal()) console_.progress("sampling", done, length, "");
-                                   });
+      const Tensor tokens = sample(
+          model_,
+          {.count = train_.sample_count, .length = length, .temperature = train_.temperature, .seed = train_.seed}, {},
+          [&](int64_t done) {
+            if (stop_requested()) throw Stopped();
+            if (console_.is_terminal()) console_.progress("sampling", done, length, "");
+          });
       write_samples(path, tokens, experiment_.medium);
       if (experiment_.medium == Medium::text)
         console_.print("a sample:\n" + printable({reinterpret_cast<const char*>(tokens.data<uint8_t>()),
@@ -349,7 +373,8 @@ int train_command(const Experiment& experiment, const Options& options) {
   Console console;
   const bool default_data = config.data_path.empty();
   const std::unique_ptr<Dataset> data = open_dataset(experiment, config);
-  if (default_data) console.print("no --data given: learning from the sample shipped with the source, " + config.data_path);
+  if (default_data)
+    console.print("no --data given: learning from the sample shipped with the source, " + config.data_path);
   if (options.dry_run) {
     const int64_t batch = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
     console.print(concat("data: ", data->description(), "\n", to_toml(config), "\n", describe_plan(config, batch, 1),

@@ -46,11 +46,14 @@ TEST_CASE("evaluate: the mean over every byte once, the short window included") 
   const TinyRun run(1);
   const TinyText data;
   double expected = 0.0;
-  for (int64_t t = 0; t < 31; ++t) expected += bits_of_last(run.model, data.bytes(Split::test), t / 12 * 12, t + 1) / 31;
-  const Evaluation result = evaluate(run.model, data, {.split = Split::test, .min_context = std::nullopt, .progress = {}});
+  for (int64_t t = 0; t < 31; ++t)
+    expected += bits_of_last(run.model, data.bytes(Split::test), t / 12 * 12, t + 1) / 31;
+  const Evaluation result =
+      evaluate(run.model, data, {.split = Split::test, .min_context = std::nullopt, .progress = {}});
   CHECK(result.n == 31);
   CHECK(result.bits_per_dim == doctest::Approx(expected).epsilon(1e-5));
-  const Evaluation first = evaluate(run.model, data, {.split = Split::test, .windows = 1, .min_context = std::nullopt, .progress = {}});
+  const Evaluation first =
+      evaluate(run.model, data, {.split = Split::test, .windows = 1, .min_context = std::nullopt, .progress = {}});
   CHECK(first.n == 12);
 }
 
@@ -66,11 +69,12 @@ TEST_CASE("evaluate: sliding windows score every byte once, after at least min_c
       expected += bits_of_last(run.model, data.bytes(Split::test), begin, t + 1) / 31;
     }
     int64_t last_total = 0;
-    const Evaluation result = evaluate(run.model, data, {.split = Split::test, .min_context = min_context,
-                                                         .progress = [&](int64_t done, int64_t total) {
-                                                           CHECK(done <= total);
-                                                           last_total = total;
-                                                         }});
+    const Evaluation result =
+        evaluate(run.model, data,
+                 {.split = Split::test, .min_context = min_context, .progress = [&](int64_t done, int64_t total) {
+                    CHECK(done <= total);
+                    last_total = total;
+                  }});
     CHECK(result.n == 31);
     CHECK(last_total == 1 + (31 - 12 + s - 1) / s);
     CHECK(result.bits_per_dim == doctest::Approx(expected).epsilon(1e-5));

@@ -23,8 +23,15 @@ TEST_CASE("metrics: a step has the documented fields, an evaluation its own") {
   const auto path = folder.path() / "metrics.jsonl";
   {
     MetricsFile metrics(path, 0);
-    metrics.write(StepMetrics{.step = 1, .samples = 2, .tokens = 24, .loss_nats = 1.0, .lr = 0.5, .grad_norm = 3.0,
-                              .step_ms = 4.0, .tokens_per_s = 6000.0, .memory_bytes = 7});
+    metrics.write(StepMetrics{.step = 1,
+                              .samples = 2,
+                              .tokens = 24,
+                              .loss_nats = 1.0,
+                              .lr = 0.5,
+                              .grad_norm = 3.0,
+                              .step_ms = 4.0,
+                              .tokens_per_s = 6000.0,
+                              .memory_bytes = 7});
     metrics.write(EvalMetrics{1, "valid", "ema", 2.5, 100});
   }
   std::istringstream lines(read_file(path));

@@ -16,9 +16,10 @@ ExperimentConfig resolve(const std::vector<std::string>& arguments) {
 }
 
 TEST_CASE("options: what each command takes") {
-  const Options train = parse({"train", "--data", "d", "--out", "o", "--steps", "7", "--batch-tokens=4096", "--resume",
-                               "none", "--zero", "0", "--dry-run", "--threads", "2", "--device", "cpu", "--set", "lr=1",
-                               "--set", "keep=2"});
+  const Options train =
+      parse({"train",    "--data", "d",      "--out", "o",         "--steps",   "7", "--batch-tokens=4096",
+             "--resume", "none",   "--zero", "0",     "--dry-run", "--threads", "2", "--device",
+             "cpu",      "--set",  "lr=1",   "--set", "keep=2"});
   CHECK(train.command == Command::train);
   CHECK(train.data == "d");
   CHECK(train.out == "o");
@@ -30,7 +31,8 @@ TEST_CASE("options: what each command takes") {
   CHECK(train.threads == 2);
   CHECK(train.set == std::vector<std::string>{"lr=1", "keep=2"});
 
-  const Options eval = parse({"eval", "--checkpoint", "c", "--split", "valid", "--min-context", "100", "--weights", "last"});
+  const Options eval =
+      parse({"eval", "--checkpoint", "c", "--split", "valid", "--min-context", "100", "--weights", "last"});
   CHECK(eval.command == Command::eval);
   CHECK(eval.checkpoint == "c");
   CHECK(eval.split == "valid");
@@ -106,7 +108,8 @@ TEST_CASE("options: misuse is an error that says what to do") {
 TEST_CASE("options: preset < file < --set < flags") {
   const TemporaryFolder folder;
   const std::string file =
-      folder.write("c.toml", "preset = \"laptop-dense\"\n[train]\nlr = 0.25\nsteps = 11\nbatch = 3\nseed = 5\n").string();
+      folder.write("c.toml", "preset = \"laptop-dense\"\n[train]\nlr = 0.25\nsteps = 11\nbatch = 3\nseed = 5\n")
+          .string();
   const ExperimentConfig config =
       resolve({"train", "--config", file, "--set", "steps=12", "--set", "batch=4", "--steps", "13", "--seed", "6"});
   CHECK(config.preset == "laptop-dense");
@@ -120,8 +123,9 @@ TEST_CASE("options: preset < file < --set < flags") {
 
 TEST_CASE("options: --batch-tokens in whole sequences") {
   CHECK(resolve({"train", "--set", "n_ctx=128", "--batch-tokens", "1000"}).train.batch == 7);
-  expect_error<UsageError>("--batch-tokens 100 is less than one sequence of n_ctx = 128",
-                           [] { resolve({"train", "--set", "n_ctx=128", "--batch-tokens", "100"}); });
+  expect_error<UsageError>("--batch-tokens 100 is less than one sequence of n_ctx = 128", [] {
+    resolve({"train", "--set", "n_ctx=128", "--batch-tokens", "100"});
+  });
 }
 
 TEST_CASE("options: configurations that cannot be") {

@@ -9,7 +9,8 @@ TEST_CASE("parse_integer: whole numbers within the range and nothing else") {
   CHECK(parse_integer("--steps", "1", 1, 10) == 1);
   CHECK(parse_integer("--steps", "10", 1, 10) == 10);
   CHECK(parse_integer("--seed", "9223372036854775807", 0, INT64_MAX) == INT64_MAX);
-  for (const char* bad : {"", " 1", "1 ", "0", "11", "-1", "1.5", "1e3", "nan", "0x10", "99999999999999999999", "1,000"}) {
+  for (const char* bad :
+       {"", " 1", "1 ", "0", "11", "-1", "1.5", "1e3", "nan", "0x10", "99999999999999999999", "1,000"}) {
     CAPTURE(bad);
     expect_error<UsageError>(concat("--steps must be a whole number from 1 to 10, got \"", bad, "\""),
                              [&] { parse_integer("--steps", bad, 1, 10); });

@@ -34,11 +34,24 @@ fs::path write_text(const TemporaryFolder& folder) {
 
 // A run whose steps take a millisecond.
 Strings tiny_train(const TemporaryFolder& folder, const std::string& out, const Strings& more = {}) {
-  return Strings{kEnwik8, "train", "--data", (folder.path() / "data.txt").string(), "--out", (folder.path() / out).string(),
-                 "--steps", "20", "--set", "n_ctx=64", "--set", "position_extents=8,8", "--set", "d_model=16",
-                 "--set", "n_layers=2", "--set", "n_heads=2", "--set", "dropout=0.1", "--set", "attention=local(window=8), column(stride=8)",
-                 "--set", "batch=2", "--set", "warmup_steps=2", "--set", "eval_every=5", "--set", "checkpoint_every=5",
-                 "--set", "sample_length=8", "--set", "sample_count=1"} + more;
+  return Strings{kEnwik8,   "train",
+                 "--data",  (folder.path() / "data.txt").string(),
+                 "--out",   (folder.path() / out).string(),
+                 "--steps", "20",
+                 "--set",   "n_ctx=64",
+                 "--set",   "position_extents=8,8",
+                 "--set",   "d_model=16",
+                 "--set",   "n_layers=2",
+                 "--set",   "n_heads=2",
+                 "--set",   "dropout=0.1",
+                 "--set",   "attention=local(window=8), column(stride=8)",
+                 "--set",   "batch=2",
+                 "--set",   "warmup_steps=2",
+                 "--set",   "eval_every=5",
+                 "--set",   "checkpoint_every=5",
+                 "--set",   "sample_length=8",
+                 "--set",   "sample_count=1"} +
+         more;
 }
 
 // Everything that training computes, at step 20.
@@ -93,7 +106,8 @@ TEST_CASE("programs: help and version are answers, not errors") {
   for (const std::string& program : {kEnwik8, kCifar10}) {
     expect({program, "--help"}, 0, "Exit codes: 0 done");
     expect({program, "--version"}, 0, "lacuna");
-    for (const char* command : {"train", "eval", "sample", "plan", "parity"}) expect({program, command, "--help"}, 0, "Example:");
+    for (const char* command : {"train", "eval", "sample", "plan", "parity"})
+      expect({program, command, "--help"}, 0, "Example:");
   }
 }
 
@@ -124,10 +138,13 @@ TEST_CASE("programs: bad data ends with a message that names it, before anything
   };
   expect(train(kEnwik8, "/nonexistent"), 1, "/nonexistent");
   expect(train(kEnwik8, folder.write("empty", "")), 1, "empty");
-  expect(train(kEnwik8, folder.write("short", std::string(300, 'x')), {"--set", "n_ctx=300", "--set", "position_extents=300"}), 2, "300");
+  expect(train(kEnwik8, folder.write("short", std::string(300, 'x')),
+               {"--set", "n_ctx=300", "--set", "position_extents=300"}),
+         2, "300");
   expect(train(kCifar10, "/nonexistent"), 1, "/nonexistent");
   folder.write("cifar/data_batch_1.bin", "too short");
-  for (const char* name : {"data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"})
+  for (const char* name :
+       {"data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"})
     folder.write(concat("cifar/", name), "");
   expect(train(kCifar10, folder.path() / "cifar"), 1, "data_batch_1.bin");
   CHECK_FALSE(fs::exists(folder.path() / "out"));
@@ -181,18 +198,25 @@ TEST_CASE("train: a run leaves what the documentation promises, and eval and sam
 
   const std::string run_folder = out.string(), data = (folder.path() / "data.txt").string();
   expect({kEnwik8, "eval", "--checkpoint", run_folder, "--split", "valid"}, 0, "valid: ");
-  expect({kEnwik8, "eval", "--checkpoint", run_folder, "--data", data, "--min-context", "48"}, 0, "at least 48 bytes before each");
-  expect({kEnwik8, "eval", "--checkpoint", (out / "checkpoints/step-00000020/model.safetensors").string(), "--data", data}, 0, "test: ");
-  expect({kEnwik8, "eval", "--checkpoint", run_folder, "--min-context", "64"}, 2, "--min-context must be from 0 to n_ctx - 1 = 63");
+  expect({kEnwik8, "eval", "--checkpoint", run_folder, "--data", data, "--min-context", "48"}, 0,
+         "at least 48 bytes before each");
+  expect(
+      {kEnwik8, "eval", "--checkpoint", (out / "checkpoints/step-00000020/model.safetensors").string(), "--data", data},
+      0, "test: ");
+  expect({kEnwik8, "eval", "--checkpoint", run_folder, "--min-context", "64"}, 2,
+         "--min-context must be from 0 to n_ctx - 1 = 63");
   expect({kEnwik8, "eval", "--checkpoint", run_folder, "--preset", "laptop"}, 2, "both name a model");
   expect({kCifar10, "sample", "--checkpoint", run_folder}, 1, "is of the program enwik8, not cifar10");
 
   const fs::path one = folder.path() / "one.txt", two = folder.path() / "two.txt";
-  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--prompt", "line ", "--count", "2", "--out", one.string()}, 0, "2 of 64 tokens");
-  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--prompt", "line ", "--count", "2", "--out", two.string()}, 0, "line ");
+  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--prompt", "line ", "--count", "2", "--out", one.string()}, 0,
+         "2 of 64 tokens");
+  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--prompt", "line ", "--count", "2", "--out", two.string()}, 0,
+         "line ");
   CHECK(read_file(one) == read_file(two));
   CHECK(contains(read_file(one), "----- sample 1 -----\nline "));
-  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--length", "65"}, 2, "--length must be at most the model's n_ctx = 64");
+  expect({kEnwik8, "sample", "--checkpoint", run_folder, "--length", "65"}, 2,
+         "--length must be at most the model's n_ctx = 64");
   expect({kEnwik8, "sample", "--checkpoint", run_folder, "--length", "5", "--prompt", "12345"}, 2, "leaves nothing");
 
   // A changed configuration is refused with the difference; more steps are not a change.
@@ -227,7 +251,8 @@ TEST_CASE("train: SIGKILL at any time, also while a checkpoint is written, chang
     const bool while_saving = attempt % 3 != 2;
     const std::string temporary = concat(".tmp-", checkpoint_name(before + 2), "-", process.pid());
     if (while_saving)
-      process.wait_until([&] { return fs::exists(killed / "checkpoints" / temporary) || newest_step(killed) > before + 2; });
+      process.wait_until(
+          [&] { return fs::exists(killed / "checkpoints" / temporary) || newest_step(killed) > before + 2; });
     else
       process.wait_until([&] { return newest_step(killed) > before; });
     std::this_thread::sleep_for(std::chrono::microseconds(while_saving ? attempt * 50 : attempt * 700));
@@ -255,7 +280,9 @@ TEST_CASE("train: a signal to stop saves at the next step and exits with 0; the 
     CAPTURE(signal);
     const int64_t before = newest_step(stopped);
     Process process(tiny_train(folder, "stopped"));
-    process.wait_until([&] { return fs::exists(stopped / "metrics.jsonl") && steps_of(stopped).first.size() > static_cast<size_t>(before); });
+    process.wait_until([&] {
+      return fs::exists(stopped / "metrics.jsonl") && steps_of(stopped).first.size() > static_cast<size_t>(before);
+    });
     process.signal(signal);
     if (signal != SIGINT) process.signal(signal);  // job systems send it to each of their layers
     const Outcome outcome = process.finish();
@@ -278,7 +305,10 @@ TEST_CASE("train: a second Ctrl-C ends at once; a folder in use is refused") {
   // Steps that take many seconds, so that none ends between the two signals.
   Process process(tiny_train(folder, "busy", {"--set", "batch=20000"}));
   const fs::path busy = folder.path() / "busy";
-  process.wait_until([&] { return fs::exists(busy / "logs" / "rank-00000.log") && contains(read_file(busy / "logs" / "rank-00000.log"), "run folder"); });
+  process.wait_until([&] {
+    return fs::exists(busy / "logs" / "rank-00000.log") &&
+           contains(read_file(busy / "logs" / "rank-00000.log"), "run folder");
+  });
   expect(tiny_train(folder, "busy"), 1, concat("is in use by process ", process.pid(), " on "));
   process.signal(SIGINT);
   std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -297,7 +327,8 @@ TEST_CASE("train: a damaged checkpoint is passed over and named; an explicit one
   model[model.size() / 2] = static_cast<char>(model[model.size() / 2] ^ 1);
   write_file(newest / "model.safetensors", model);
 
-  expect(tiny_train(folder, "out", {"--resume", newest.string()}), 1, "model.safetensors is damaged: its checksum differs");
+  expect(tiny_train(folder, "out", {"--resume", newest.string()}), 1,
+         "model.safetensors is damaged: its checksum differs");
   expect({kEnwik8, "eval", "--checkpoint", newest.string()}, 1, "model.safetensors is damaged");
   expect({kEnwik8, "sample", "--checkpoint", out.string(), "--length", "8"}, 0, "step-00000015");
   const Outcome resumed = run(tiny_train(folder, "out"));
@@ -307,13 +338,15 @@ TEST_CASE("train: a damaged checkpoint is passed over and named; an explicit one
   CHECK(weights_of(out) == weights);
 
   // From an older checkpoint by name: the newer ones are kept aside, the result is the same.
-  expect(tiny_train(folder, "out", {"--resume", (out / "checkpoints" / "step-00000010").string()}), 0, "newer checkpoints are kept in ");
+  expect(tiny_train(folder, "out", {"--resume", (out / "checkpoints" / "step-00000010").string()}), 0,
+         "newer checkpoints are kept in ");
   CHECK(weights_of(out) == weights);
   CHECK(weights_of(out / "previous-1") == weights);
   CHECK(steps_of(out).first == one_to(20));
 
   fs::remove_all(out / "previous-1");
-  for (const fs::path& checkpoint : list_checkpoints(out / "checkpoints")) fs::resize_file(checkpoint / "model.safetensors", 100);
+  for (const fs::path& checkpoint : list_checkpoints(out / "checkpoints"))
+    fs::resize_file(checkpoint / "model.safetensors", 100);
   expect(tiny_train(folder, "out"), 1, "none of its checkpoints can be used");
   expect(tiny_train(folder, "out", {"--resume", "none"}), 0, "the earlier run is kept in ");
 }
@@ -376,7 +409,8 @@ TEST_CASE("train: a loss that is not finite stops the run and names step and ten
 TEST_CASE("train: a reader that goes away does not end the run") {
   const TemporaryFolder folder;
   write_text(folder);
-  const Outcome outcome = run(Strings{"bash", "-c", "set -o pipefail; \"$@\" | head -n 1", "bash"} + tiny_train(folder, "out"));
+  const Outcome outcome =
+      run(Strings{"bash", "-c", "set -o pipefail; \"$@\" | head -n 1", "bash"} + tiny_train(folder, "out"));
   CHECK(outcome.code == 0);
   CHECK(newest_step(folder.path() / "out") == 20);
 }
@@ -401,18 +435,23 @@ TEST_CASE("train: micro-batches give the same gradient up to rounding; f64 train
   };
   const double whole = last_loss("whole", {}), parts = last_loss("parts", {"--set", "micro_batch=1"});
   CHECK(std::abs(whole - parts) < 1e-9 * whole);
-  CHECK(Archive(folder.path() / "whole/checkpoints/step-00000020/model.safetensors").entries().at("norm.gain").dtype == "F64");
+  CHECK(Archive(folder.path() / "whole/checkpoints/step-00000020/model.safetensors").entries().at("norm.gain").dtype ==
+        "F64");
 }
 
 TEST_CASE("cifar10: trains on images, samples a PNG, completes one") {
   const TemporaryFolder folder;
   // Black images with label 0: files of zeros, which take no space on the disk.
-  for (const char* name : {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"})
+  for (const char* name : {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin",
+                           "data_batch_5.bin", "test_batch.bin"})
     fs::resize_file(folder.write(concat("cifar/", name), ""), 30'730'000);
   const fs::path out = folder.path() / "out";
-  const Outcome outcome = run({kCifar10, "train", "--data", (folder.path() / "cifar").string(), "--out", out.string(), "--steps", "2",
-                               "--set", "d_model=8", "--set", "n_layers=1", "--set", "d_qk=8", "--set", "d_ff=8", "--set", "batch=1",
-                               "--set", "eval_windows=1", "--set", "test_windows=1", "--set", "sample_count=1"});
+  const Outcome outcome = run({kCifar10, "train",          "--data",  (folder.path() / "cifar").string(),
+                               "--out",  out.string(),     "--steps", "2",
+                               "--set",  "d_model=8",      "--set",   "n_layers=1",
+                               "--set",  "d_qk=8",         "--set",   "d_ff=8",
+                               "--set",  "batch=1",        "--set",   "eval_windows=1",
+                               "--set",  "test_windows=1", "--set",   "sample_count=1"});
   CAPTURE(outcome.out);
   CAPTURE(outcome.err);
   REQUIRE(outcome.code == 0);
@@ -420,8 +459,9 @@ TEST_CASE("cifar10: trains on images, samples a PNG, completes one") {
   CHECK_FALSE(contains(outcome.out, "gzip"));
   const fs::path image = out / "samples" / "step-00000002.png", completed = folder.path() / "completed.png";
   CHECK(read_file(image).substr(1, 3) == "PNG");
-  expect({kCifar10, "sample", "--checkpoint", out.string(), "--prompt", image.string(), "--out", completed.string(), "--count", "1"}, 0,
-         "1 of 3072 tokens");
+  expect({kCifar10, "sample", "--checkpoint", out.string(), "--prompt", image.string(), "--out", completed.string(),
+          "--count", "1"},
+         0, "1 of 3072 tokens");
   CHECK(read_file(completed).substr(1, 3) == "PNG");
 }
 
@@ -443,8 +483,9 @@ TEST_CASE("parity: reproduces the golden files in f64 and f32") {
       const char* const dtype = exact ? "f64" : "f32";
       const double tolerance = exact ? 1e-9 : 1e-4;
       const fs::path out = folder.path() / "ours.safetensors";
-      const Outcome outcome = run({kEnwik8, "parity", "--checkpoint", (golden / "model.safetensors").string(), "--tokens",
-                                   (golden / "tokens.bin").string(), "--dtype", dtype, "--out", out.string()});
+      const Outcome outcome =
+          run({kEnwik8, "parity", "--checkpoint", (golden / "model.safetensors").string(), "--tokens",
+               (golden / "tokens.bin").string(), "--dtype", dtype, "--out", out.string()});
       CAPTURE(golden.filename().string());
       CAPTURE(dtype);
       CAPTURE(outcome.err);
@@ -470,15 +511,17 @@ TEST_CASE("parity: initial weights are those of the seed, and tokens must fit") 
   const TemporaryFolder folder;
   const auto init = [&](const char* name, const char* seed) {
     const fs::path out = folder.path() / name;
-    expect({kEnwik8, "parity", "--init-only", "--seed", seed, "--out", out.string()}, 0, concat("initial weights of seed ", seed));
+    expect({kEnwik8, "parity", "--init-only", "--seed", seed, "--out", out.string()}, 0,
+           concat("initial weights of seed ", seed));
     return read_file(out);
   };
   const std::string one = init("one", "1");
   CHECK(init("again", "1") == one);
   CHECK(init("two", "2") != one);
   const fs::path model = fs::path(kGolden) / "dense" / "model.safetensors";  // n_ctx = 36
-  expect({kEnwik8, "parity", "--checkpoint", model.string(), "--tokens", folder.write("t", std::string(37, 'x')).string(), "--out",
-          (folder.path() / "out").string()}, 2, "must have batch * n_ctx = 1 * 36 bytes, has 37");
+  expect({kEnwik8, "parity", "--checkpoint", model.string(), "--tokens",
+          folder.write("t", std::string(37, 'x')).string(), "--out", (folder.path() / "out").string()},
+         2, "must have batch * n_ctx = 1 * 36 bytes, has 37");
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ TEST_CASE("run directory: makes its folders, and one run at a time holds it") {
 TEST_CASE("run directory: removes what killed runs left, and nothing else") {
   const TemporaryFolder folder;
   for (const char* name : {"checkpoints/.tmp-step-00000001-7/model.safetensors", "checkpoints/.trash-step-00000002-7/x",
-                           ".config.toml.123.0.tmp", "samples/.a.txt.9.1.tmp", "checkpoints/step-00000003/model.safetensors",
-                           "notes.tmp", "samples/a.txt"})
+                           ".config.toml.123.0.tmp", "samples/.a.txt.9.1.tmp",
+                           "checkpoints/step-00000003/model.safetensors", "notes.tmp", "samples/a.txt"})
     folder.write(name, "x");
   const RunDirectory run(folder.path());
   CHECK_FALSE(fs::exists(run.checkpoints() / ".tmp-step-00000001-7"));
@@ -56,10 +56,12 @@ TEST_CASE("run directory: an earlier run is set aside, never deleted") {
     CHECK(run.set_aside_previous_run() == folder.path() / concat("previous-", k));
     CHECK(fs::is_empty(run.checkpoints()));
     CHECK_FALSE(fs::exists(run.metrics()));
-    CHECK(read_file(folder.path() / concat("previous-", k) / "checkpoints/step-00000005/model.safetensors") == concat("run ", k));
+    CHECK(read_file(folder.path() / concat("previous-", k) / "checkpoints/step-00000005/model.safetensors") ==
+          concat("run ", k));
   }
 
-  for (const char* name : {"step-00000001", "step-00000002", "step-00000010"}) folder.write(concat("checkpoints/", name, "/x"), "");
+  for (const char* name : {"step-00000001", "step-00000002", "step-00000010"})
+    folder.write(concat("checkpoints/", name, "/x"), "");
   CHECK(run.set_aside_checkpoints_after(10).empty());
   CHECK(run.set_aside_checkpoints_after(1) == folder.path() / "previous-3");
   CHECK(fs::exists(run.checkpoints() / "step-00000001"));

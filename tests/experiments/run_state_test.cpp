@@ -189,7 +189,8 @@ TEST_CASE("checkpoint: what --checkpoint may name") {
   write_archive(folder.path() / "other.safetensors", {{"weight", zeros({2, 2}, DType::f32)}}, {{"format", "pt"}});
   expect_error("metadata: ", [&] { find_checkpoint(folder.path() / "other.safetensors", Weights::last, "enwik8"); });
   folder.write("text.safetensors", "not an archive");
-  expect_error("text.safetensors", [&] { find_checkpoint(folder.path() / "text.safetensors", Weights::last, "enwik8"); });
+  expect_error("text.safetensors",
+               [&] { find_checkpoint(folder.path() / "text.safetensors", Weights::last, "enwik8"); });
 }
 
 TEST_CASE("checkpoint: which changes a resumed run may have") {

@@ -11,7 +11,11 @@ inline ExperimentConfig tiny_config() {
   ExperimentConfig config;
   config.program = "enwik8";
   config.preset = "laptop";
-  config.model = {.n_ctx = 12, .d_model = 8, .n_layers = 2, .n_heads = 2, .position_extents = {3, 4},
+  config.model = {.n_ctx = 12,
+                  .d_model = 8,
+                  .n_layers = 2,
+                  .n_heads = 2,
+                  .position_extents = {3, 4},
                   .attention = parse_attention("local(window=4), column(stride=4)")};
   return config;
 }
