@@ -24,7 +24,7 @@
 #include "core/rng.h"
 #include "ops/sparse_attention/sparse_attention.h"
 #include "ops/sparse_attention/tiles_cpu.h"
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 using namespace lacuna;
 

@@ -4,7 +4,7 @@
 
 #include "autograd/parameters.h"
 #include "models/sparse_transformer.h"
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 namespace lacuna {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "core/device.h"
 #include "core/tensor.h"
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 namespace lacuna {
 

@@ -14,7 +14,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 #ifndef LACUNA_UNROLL
 #if HWY_COMPILER_CLANG
@@ -55,9 +55,9 @@ HWY_INLINE V Set(float x) { return hn::Set(Floats(), x); }
 HWY_INLINE V Load(const float* p) { return hn::LoadU(Floats(), p); }
 HWY_INLINE void Store(V v, float* p) { hn::StoreU(v, Floats(), p); }
 
-/// 2^x for x <= 0, to 1.6e-7 relative; 0 below -64, far under what a sum that holds a 1 can show: products of weights that
-/// small with gradients would be subnormal, which is slow, and a trained softmax has many of them. NaN stays NaN: Max
-/// returns its second operand when either is NaN.
+/// 2^x for x <= 0, to 1.6e-7 relative; 0 below -64, far under what a sum that holds a 1 can show: products of weights
+/// that small with gradients would be subnormal, which is slow, and a trained softmax has many of them. NaN stays NaN:
+/// Max returns its second operand when either is NaN.
 HWY_INLINE V Exp2(V x) {
   const V magic =
       Set(12582912.0f + 127.0f);  // 1.5 * 2^23: adding it rounds to an integer, which 127 turns into an exponent

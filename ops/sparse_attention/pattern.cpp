@@ -1,6 +1,6 @@
 #include "ops/sparse_attention/pattern.h"
 
-#include <array>
+#include <algorithm>
 #include <cctype>
 #include <charconv>
 
@@ -10,61 +10,11 @@
 namespace lacuna {
 namespace {
 
-/// How a pattern is written: its name and fields. A field without a default is required.
-template <class P>
-struct Field {
-  std::string_view name;
-  int64_t P::*value;
-  bool required = true;
-};
-
-template <class P>
-struct Syntax;
-
-template <>
-struct Syntax<Dense> {
-  static constexpr std::string_view name = "dense";
-  static constexpr std::array<Field<Dense>, 0> fields{};
-};
-
-template <>
-struct Syntax<Local> {
-  static constexpr std::string_view name = "local";
-  static constexpr std::array<Field<Local>, 1> fields{{{"window", &Local::window}}};
-};
-
-template <>
-struct Syntax<Column> {
-  static constexpr std::string_view name = "column";
-  static constexpr std::array<Field<Column>, 1> fields{{{"stride", &Column::stride}}};
-};
-
-template <>
-struct Syntax<FixedBlock> {
-  static constexpr std::string_view name = "fixed_block";
-  static constexpr std::array<Field<FixedBlock>, 1> fields{{{"stride", &FixedBlock::stride}}};
-};
-
-template <>
-struct Syntax<FixedSummary> {
-  static constexpr std::string_view name = "fixed_summary";
-  static constexpr std::array<Field<FixedSummary>, 3> fields{
-      {{"stride", &FixedSummary::stride}, {"c", &FixedSummary::c}, {"sub_blocks", &FixedSummary::sub_blocks, false}}};
-};
-
-constexpr int64_t kLargestField = int64_t{1} << 40;  // no position or offset in elements overflows 63 bits
-
-/// Throws UsageError unless every field of `p` obeys its rule.
-template <class P>
-void check_fields(const P& p) {
-  for (const Field<P>& field : Syntax<P>::fields) {
-    check_usage(p.*field.value >= 1, Syntax<P>::name, ": ", field.name, " must be at least 1, got ", p.*field.value);
-    check_usage(p.*field.value <= kLargestField, Syntax<P>::name, ": ", field.name, " must be at most ", kLargestField,
-                ", got ", p.*field.value);
-  }
-  if constexpr (std::is_same_v<P, FixedSummary>)
-    check_usage(p.c <= p.stride / p.sub_blocks, "fixed_summary: c * sub_blocks must be at most stride, got ", p.c,
-                " * ", p.sub_blocks, " > ", p.stride);
+std::vector<PatternKind>& kinds() {
+  static std::vector<PatternKind> kinds{kind_of<Dense>(),  kind_of<Local>(),      kind_of<Dilated>(),
+                                        kind_of<Column>(), kind_of<FixedBlock>(), kind_of<FixedSummary>(),
+                                        kind_of<Global>(), kind_of<LongNet>()};
+  return kinds;
 }
 
 /// Reads the grammar of parse_attention from left to right.
@@ -94,47 +44,42 @@ class Parser {
 
   Pattern pattern() {
     const std::string_view name = word("a pattern");
-    Pattern result;
-    if (!parse_if<Dense>(name, result) && !parse_if<Local>(name, result) && !parse_if<Column>(name, result) &&
-        !parse_if<FixedBlock>(name, result) && !parse_if<FixedSummary>(name, result))
-      throw UsageError(concat("attention: no pattern is called '", name, "'",
-                              suggestion(name, {Syntax<Dense>::name, Syntax<Local>::name, Syntax<Column>::name,
-                                                Syntax<FixedBlock>::name, Syntax<FixedSummary>::name})));
-    return result;
+    std::vector<std::string_view> names;
+    for (const PatternKind& kind : kinds()) {
+      if (kind.name == name) return pattern_of(kind);
+      names.push_back(kind.name);
+    }
+    throw UsageError(concat("attention: no pattern is called '", name, "'", suggestion(name, names)));
   }
 
-  template <class P>
-  bool parse_if(std::string_view name, Pattern& result) {
-    if (name != Syntax<P>::name) return false;
-    P p;
-    std::array<bool, Syntax<P>::fields.size()> given{};
+  Pattern pattern_of(const PatternKind& kind) {
+    std::vector<std::vector<int64_t>> values(kind.fields.size());
     if (accept('(') && !accept(')')) {
       do {
         const std::string_view key = word("a field");
-        const size_t f = field_index<P>(key);
-        check_usage(!given[f], name, ": ", key, " is given twice");
-        check_usage(accept('='), name, ": expected '=' after ", key, ", got ", here());
-        p.*Syntax<P>::fields[f].value = integer(name, key);
-        given[f] = true;
+        const size_t f = field_index(kind, key);
+        check_usage(values[f].empty(), kind.name, ": ", key, " is given twice");
+        check_usage(accept('='), kind.name, ": expected '=' after ", key, ", got ", here());
+        do values[f].push_back(integer(kind.name, key));
+        while (kind.fields[f].is_list && accept(':'));
       } while (accept(','));
-      check_usage(accept(')'), name, ": expected ',' or ')', got ", here());
+      check_usage(accept(')'), kind.name, ": expected ',' or ')', got ", here());
     }
-    for (size_t f = 0; f < given.size(); ++f)
-      check_usage(given[f] || !Syntax<P>::fields[f].required, name, ": ", Syntax<P>::fields[f].name,
-                  " is missing, as in ", name, "(", Syntax<P>::fields[f].name, "=128)");
-    check_fields(p);
-    result = p;
-    return true;
+    for (size_t f = 0; f < values.size(); ++f) {
+      const PatternKind::FieldSyntax& field = kind.fields[f];
+      check_usage(!values[f].empty() || !field.required, kind.name, ": ", field.name, " is missing, as in ", kind.name,
+                  "(", field.name, "=", field.is_list ? "16:128)" : "128)");
+    }
+    return kind.make(values);
   }
 
-  template <class P>
-  static size_t field_index(std::string_view key) {
+  static size_t field_index(const PatternKind& kind, std::string_view key) {
     std::vector<std::string_view> names;
-    for (const Field<P>& field : Syntax<P>::fields) {
+    for (const PatternKind::FieldSyntax& field : kind.fields) {
       if (field.name == key) return names.size();
       names.push_back(field.name);
     }
-    throw UsageError(concat(Syntax<P>::name, ": no field is called '", key, "'", suggestion(key, names)));
+    throw UsageError(concat(kind.name, ": no field is called '", key, "'", suggestion(key, names)));
   }
 
   void skip_space() {
@@ -176,15 +121,6 @@ class Parser {
   size_t at_ = 0;
 };
 
-template <class P>
-std::string write(const P& p) {
-  std::string fields;
-  for (const Field<P>& field : Syntax<P>::fields)
-    if (field.required || p.*field.value != P().*field.value)
-      fields += concat(fields.empty() ? "" : ", ", field.name, "=", p.*field.value);
-  return concat(Syntax<P>::name, fields.empty() ? "" : "(", fields, fields.empty() ? "" : ")");
-}
-
 /// The written items with `separator` between them.
 template <class Items, class Write>
 std::string join(const Items& items, std::string_view separator, const Write& write_item) {
@@ -203,28 +139,36 @@ void check_heads(const LayerPattern& layer, int64_t n_heads) {
               " patterns that '|' splits the heads over, got ", n_heads);
   for (const PatternUnion& patterns : layer.heads) {
     check_usage(!patterns.empty(), "attention: a head needs at least one pattern, got none");
-    for (const Pattern& pattern : patterns) {
-      std::visit([](const auto& p) { check_fields(p); }, pattern);
-      if (const auto* summary = std::get_if<FixedSummary>(&pattern))
-        check_usage(n_heads % summary->sub_blocks == 0, "fixed_summary: n_heads must be a multiple of sub_blocks, got ",
-                    n_heads, " heads and sub_blocks ", summary->sub_blocks);
-    }
+    for (const Pattern& pattern : patterns) pattern.validate(n_heads);
   }
 }
 
 }  // namespace
 
+const std::vector<PatternKind>& pattern_kinds() { return kinds(); }
+
+void register_pattern_kind(PatternKind kind) {
+  for (const PatternKind& known : kinds())
+    check(known.name != kind.name, "register_pattern: a pattern called '", kind.name, "' is known already");
+  kinds().push_back(std::move(kind));
+}
+
 PatternUnion LayerPattern::for_head(int64_t h) const {
   PatternUnion patterns = heads[static_cast<size_t>(h) % heads.size()];
-  for (Pattern& pattern : patterns)
-    if (auto* summary = std::get_if<FixedSummary>(&pattern)) summary->sub_block = h % summary->sub_blocks;
+  for (Pattern& pattern : patterns) pattern = pattern.for_head(h);
   return patterns;
 }
 
-bool attends(const PatternUnion& patterns, int64_t i, int64_t j) {
-  for (const Pattern& pattern : patterns)
-    if (std::visit([=](const auto& p) { return p(i, j); }, pattern)) return true;
-  return false;
+bool attends(const PatternUnion& patterns, int64_t i, int64_t j) { return multiplicity(patterns, i, j) > 0; }
+
+int64_t multiplicity(const PatternUnion& patterns, int64_t i, int64_t j) {
+  int64_t ordinary = 0;
+  for (const Pattern& pattern : patterns) {
+    const int64_t count = pattern.multiplicity(i, j);
+    if (count > 0 && pattern.counts_keys()) return count;
+    ordinary = std::max(ordinary, count);
+  }
+  return ordinary;
 }
 
 AttentionPattern parse_attention(std::string_view text) { return Parser(text).attention(); }
@@ -232,8 +176,7 @@ AttentionPattern parse_attention(std::string_view text) { return Parser(text).at
 std::string to_string(const AttentionPattern& attention) {
   return join(attention.layers, ", ", [](const LayerPattern& layer) {
     return join(layer.heads, " | ", [](const PatternUnion& patterns) {
-      return join(patterns, " + ",
-                  [](const Pattern& pattern) { return std::visit([](const auto& p) { return write(p); }, pattern); });
+      return join(patterns, " + ", [](const Pattern& pattern) { return pattern.text(); });
     });
   });
 }

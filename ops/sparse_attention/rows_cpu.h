@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 namespace lacuna::cpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "ops/sparse_attention/view.h"
+#include "ops/sparse_attention/parts.h"
 
 namespace lacuna::cpu {
 

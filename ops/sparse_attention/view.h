@@ -6,12 +6,10 @@
 // never move back from one query to the next. Tiles, masks and work therefore follow from closed forms; nothing is
 // stored per pair or per block.
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
-#include "ops/sparse_attention/pattern.h"
+#include "core/rng.h"  // LACUNA_HOST_DEVICE
 
 namespace lacuna {
 
@@ -35,6 +33,10 @@ struct Strip {
     if (period == 1) return x;
     return x / period * width + (x % period < width ? x % period : width);
   }
+
+  LACUNA_HOST_DEVICE bool has(int64_t p) const { return p >= first && (p - first) % period < width; }
+
+  friend bool operator==(const Strip&, const Strip&) = default;
 };
 
 /// A half-open run of indices.
@@ -43,13 +45,15 @@ struct Range {
   LACUNA_HOST_DEVICE bool empty() const { return begin >= end; }
 };
 
-/// A pattern seen so that it is a band. Query i meets the positions of its group's keys in [first_position(i), i].
+/// A pattern seen so that it is a band. Query i meets the positions of its group's keys in
+/// [first_position(i), i], those from key_end on excepted.
 /// Every position is a query of exactly one group.
 struct View {
   int64_t residues = 1;          // group g holds the queries g, g + residues, g + 2 * residues, ...
   Strip keys_of_group_0;         // group g has the same, moved by g
   int64_t window = kUnbounded;   // positions looked back on, the query's own among them
   int64_t segment = kUnbounded;  // nothing before the start of the query's run of `segment` positions
+  int64_t key_end = kUnbounded;  // only keys before this position
 
   LACUNA_HOST_DEVICE int64_t groups(int64_t n) const { return residues < n ? residues : n; }
   LACUNA_HOST_DEVICE Strip queries(int64_t group) const { return {group, residues, 1}; }
@@ -63,47 +67,23 @@ struct View {
     return begin > start ? begin : start;
   }
 
-  /// Whether the keys are all positions, so that a query meets every position from first_position(i) to itself.
-  bool contiguous() const { return residues == 1 && keys_of_group_0.period == keys_of_group_0.width; }
-};
-
-/// The view of a pattern; with the predicate in pattern.h, all that a new pattern has to say.
-View view_of(const Pattern& pattern);
-
-/// One pattern of a union, less what the parts before it cover, so that parts never share a pair.
-struct Part {
-  View view;
-  std::vector<View> contiguous_before;  // earlier parts whose keys end at the query: they cut the end of the band
-  PatternUnion scattered_before;        // earlier parts of any other kind: pairs under their predicate are skipped
-
-  /// The indices, in the key list of `group`, of the keys of query position i. Both ends are monotone in i.
-  Range keys_of(int64_t group, int64_t i) const {
-    int64_t end = i + 1;
-    for (const View& earlier : contiguous_before) end = std::min(end, earlier.first_position(i));
-    const Strip keys = view.keys(group);
-    const int64_t begin = keys.rank(view.first_position(i));
-    return {begin, std::max(begin, keys.rank(end))};
+  /// Whether query i meets key j.
+  LACUNA_HOST_DEVICE bool has(int64_t i, int64_t j) const {
+    return j <= i && j >= first_position(i) && j < key_end && keys(i % residues).has(j);
   }
 
-  /// Whether an earlier part that is not contiguous has the pair of positions (i, j).
-  bool skips(int64_t i, int64_t j) const { return !scattered_before.empty() && attends(scattered_before, i, j); }
-};
+  /// Whether a query meets every position from first_position(i) to itself.
+  bool contiguous() const { return all_positions() && key_end == kUnbounded; }
 
-/// The union as parts that cover each of its pairs exactly once; contiguous patterns first.
-std::vector<Part> parts_of(const PatternUnion& patterns);
+  /// Whether a query meets every position before key_end, up to itself.
+  bool prefix() const { return all_positions() && window == kUnbounded && segment == kUnbounded; }
 
-/// Calls fn(j) for every key position j of query position i, once each.
-template <class Fn>
-void for_each_key(const std::vector<Part>& parts, int64_t i, const Fn& fn) {
-  for (const Part& part : parts) {
-    const int64_t group = i % part.view.residues;
-    const Strip keys = part.view.keys(group);
-    const Range range = part.keys_of(group, i);
-    for (int64_t t = range.begin; t < range.end; ++t) {
-      const int64_t j = keys.position(t);
-      if (!part.skips(i, j)) fn(j);
-    }
+  friend bool operator==(const View&, const View&) = default;
+
+ private:
+  bool all_positions() const {
+    return residues == 1 && keys_of_group_0.first == 0 && keys_of_group_0.period == keys_of_group_0.width;
   }
-}
+};
 
 }  // namespace lacuna

@@ -14,11 +14,21 @@ inline int64_t random_divisor(int64_t n) { return std::gcd(n, *rc::gen::inRange<
 /// Any one pattern with fields up to about `largest`.
 inline Pattern random_pattern(int64_t largest, int64_t n_heads) {
   const auto field = [=] { return *rc::gen::inRange<int64_t>(1, largest + 1); };
-  switch (*rc::gen::inRange(0, 5)) {
+  switch (*rc::gen::inRange(0, 8)) {
     case 0: return Dense{};
     case 1: return Local{field()};
     case 2: return Column{field()};
     case 3: return FixedBlock{field()};
+    case 4: return Global{field()};
+    case 5: return Dilated{field(), *rc::gen::inRange<int64_t>(1, 7)};
+    case 6: {
+      LongNet p;
+      for (int pairs = *rc::gen::inRange(1, 4); pairs > 0; --pairs) {
+        p.r.push_back(*rc::gen::inRange<int64_t>(1, 7));
+        p.w.push_back(p.r.back() * (1 + field() / p.r.back()));
+      }
+      return p;
+    }
     default: {
       FixedSummary p;
       p.sub_blocks = random_divisor(n_heads);

@@ -78,6 +78,7 @@ Exact dense_masked(const Case& c) {
             p[j] += term;
             score_size[j] += std::abs(term);
           }
+          p[j] += std::log(static_cast<double>(multiplicity(patterns, i, j)));  // exp(score) counts that often
           top = std::max(top, p[j]);
         }
         if (std::isinf(top)) continue;  // no keys
