@@ -10,17 +10,12 @@ namespace {
 
 using Store = DecodeCache::Store;
 
-/// The most key elements of a group that a query below n can reach.
-int64_t capacity_of(const View& view, int64_t n) {
-  const Strip& keys = view.keys_of_group_0;  // has no fewer elements than the list of any other group
-  const int64_t reach = std::min({view.window, view.segment, n});
-  return std::min(keys.rank(n), reach / keys.period * keys.width + std::min(reach % keys.period, keys.width));
-}
-
-/// Whether an earlier part of the union already has every key of every query below n.
-bool reads_nothing(const Part& part, int64_t n) {
-  return std::any_of(part.contiguous_before.begin(), part.contiguous_before.end(),
-                     [n](const View& earlier) { return earlier.first_position(n - 1) == 0; });
+/// Rows for a part of a head whose queries lie below n.
+Store store_of(const Part& part, int64_t n, int64_t first_row) {
+  const Strip& keys = part.view.keys_of_group_0;  // no other group has more keys
+  const int64_t used = part.keys_of(0, n - 1).end, reach = std::min({part.view.window, part.view.segment, n});
+  const int64_t most = reach / keys.period * keys.width + std::min(reach % keys.period, keys.width);
+  return {part, first_row, used, std::min(used, most)};
 }
 
 struct Layout {
@@ -33,8 +28,7 @@ Layout layout_of(const LayerPattern& pattern, int64_t n_heads, int64_t n) {
   for (int64_t h = 0; h < n_heads; ++h) {
     std::vector<Store>& stores = layout.heads.emplace_back();
     for (const Part& part : parts_of(pattern.for_head(h))) {
-      if (reads_nothing(part, n)) continue;
-      stores.push_back({part, layout.rows, capacity_of(part.view, n)});
+      stores.push_back(store_of(part, n, layout.rows));
       layout.rows += part.view.groups(n) * stores.back().capacity;
     }
   }
@@ -51,8 +45,10 @@ void for_each_row_of(const Store& store, int64_t n, int64_t p, const Fn& fn) {
   const int64_t x = p - keys.first, last_group = std::min(view.groups(n) - 1, x);
   if (x < 0) return;
   for (int64_t end = x % keys.period; end - keys.width < last_group; end += keys.period)
-    for (int64_t group = std::max<int64_t>(0, end - keys.width + 1); group <= std::min(end, last_group); ++group)
-      fn(store.first_row + group * store.capacity + view.keys(group).rank(p) % store.capacity);
+    for (int64_t group = std::max<int64_t>(0, end - keys.width + 1); group <= std::min(end, last_group); ++group) {
+      const int64_t t = view.keys(group).rank(p);
+      if (t < store.used) fn(store.first_row + group * store.capacity + t % store.capacity);
+    }
 }
 
 /// Calls fn(row) for the row of every key of query i, once each and in the order of for_each_key.

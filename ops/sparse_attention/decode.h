@@ -11,10 +11,11 @@ namespace lacuna {
 /// The keys and values of one layer that later queries can still reach, filled position by position.
 ///
 /// Each part (view.h) of a head's union has rows of its own, a ring for every group of the part's view. Query i reads
-/// the elements [rank(first_position(i)), rank(i + 1)) of its group's key list. Neither end ever moves back, so a ring
-/// as long as that interval can get holds them: element t of group g is row g * capacity + t % capacity, where
+/// the elements keys_of(group, i) of its group's key list. Neither end of that range ever moves back, so elements from
+/// `used` = keys_of(0, n_ctx - 1).end on are never read, and a ring holds the others: element t of group g is row
+/// g * capacity + t % capacity, where
 ///
-///   capacity = key elements among the first n_ctx positions, or among min(window, segment) consecutive ones, if fewer
+///   capacity = min(used, the most key elements among min(window, segment) consecutive positions)
 ///
 /// No pattern is named here; what follows from its view is, per head,
 ///
@@ -24,7 +25,7 @@ namespace lacuna {
 ///   column         all positions, for all stay in reach, but those that one query reads in consecutive rows
 ///   dense          all positions
 ///
-/// A union keeps the rows of each of its parts, so a position that two parts reach is there twice.
+/// In a union a position is kept once for each part through which it is read.
 class DecodeCache {
  public:
   /// For up to n_ctx positions of `batch` sequences in f32 or f64. Throws UsageError for an invalid pattern and Error
@@ -53,7 +54,8 @@ class DecodeCache {
   struct Store {
     Part part;
     int64_t first_row = 0;  // among the rows of a sequence
-    int64_t capacity = 0;   // of the ring of each group
+    int64_t used = 0;       // elements of a group's key list that are ever read
+    int64_t capacity = 0;   // rows of the ring of each group
   };
 
  private:
