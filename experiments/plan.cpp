@@ -27,6 +27,21 @@ std::string flop(double count) {
                         : fmt::format("{:.2f} TFLOP", count / 1e12);
 }
 
+std::string describe_decode(const ExperimentConfig& config) {
+  std::string out = fmt::format("memory of the sampling cache in {}, per sequence of {}\n", name_of(config.train.dtype),
+                                format_count(config.model.n_ctx));
+  int64_t sum = 0;
+  for (const DecodeCost& kind : decode_cost(config.model, config.train.dtype)) {
+    out += fmt::format("  {:>3} x {:<14} {:>12}  {}\n", kind.layers, kind.layers == 1 ? "layer" : "layers",
+                       format_bytes(kind.bytes), kind.pattern);
+    sum += kind.bytes;
+  }
+  const int64_t dense = dense_decode_bytes(config.model, config.train.dtype);
+  out += fmt::format("  {:<20} {:>12}, {:.1f} % of the {} that keep every position\n", "total", format_bytes(sum),
+                     100.0 * static_cast<double>(sum) / static_cast<double>(dense), format_bytes(dense));
+  return out;
+}
+
 }  // namespace
 
 std::string describe_plan(const ExperimentConfig& config, int64_t batch, int64_t ranks) {
@@ -57,7 +72,7 @@ std::string describe_plan(const ExperimentConfig& config, int64_t batch, int64_t
     out += fmt::format("  {:<20} {:>12}\n", name_of(static_cast<MemoryCategory>(i)),
                        format_bytes(bytes[static_cast<size_t>(i)]));
   out += fmt::format("  {:<20} {:>12}\n", "total", format_bytes(total(bytes)));
-  return out;
+  return out + describe_decode(config);
 }
 
 int plan_command(const Experiment& experiment, const Options& options) {

@@ -4,7 +4,7 @@
 
 #include "autograd/parameters.h"
 #include "models/sparse_transformer.h"
-#include "ops/sparse_attention/parts.h"
+#include "ops/sparse_attention/decode.h"
 
 namespace lacuna {
 namespace {
@@ -84,6 +84,24 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
   bytes[static_cast<size_t>(MemoryCategory::activations)] = element * tokens * worst;
   bytes[static_cast<size_t>(MemoryCategory::workspace)] = element * tokens * d + kTileScratch;
   return bytes;
+}
+
+std::vector<DecodeCost> decode_cost(const ModelConfig& config, DType dtype) {
+  const int64_t row_bytes = size_of(dtype) * (config.qk_width() + config.d_model) / config.n_heads;
+  std::vector<DecodeCost> kinds;
+  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const LayerPattern& pattern = config.attention.for_layer(layer);
+    const std::string name = to_string(AttentionPattern{{pattern}});
+    auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const DecodeCost& k) { return k.pattern == name; });
+    if (kind == kinds.end()) kind = kinds.insert(kind, {name});
+    ++kind->layers;
+    kind->bytes += row_bytes * DecodeCache::rows_of(pattern, config.n_heads, config.n_ctx);
+  }
+  return kinds;
+}
+
+int64_t dense_decode_bytes(const ModelConfig& config, DType dtype) {
+  return size_of(dtype) * (config.qk_width() + config.d_model) * config.n_ctx * config.n_layers;
 }
 
 }  // namespace lacuna

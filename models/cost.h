@@ -2,6 +2,8 @@
 // What a model costs, known before anything is allocated.
 
 #include <array>
+#include <string>
+#include <vector>
 
 #include "core/allocator.h"
 #include "core/dtype.h"
@@ -48,5 +50,18 @@ struct TrainingSetup {
 ///   workspace              a bound: partial sums and statistics of a call, at most one [batch, n_ctx, d_model], and
 ///                          4 MiB for the tiles of the threads
 std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config, const TrainingSetup& setup);
+
+/// The decode cache of one sequence of n_ctx positions, over the layers of one kind.
+struct DecodeCost {
+  std::string pattern;
+  int64_t layers = 0;
+  int64_t bytes = 0;  // over these layers
+};
+
+/// Exact bytes of a Decoder's caches (ops/sparse_attention/decode.h) by kind of layer, in order of first appearance.
+std::vector<DecodeCost> decode_cost(const ModelConfig& config, DType dtype);
+
+/// The same if every layer kept every position.
+int64_t dense_decode_bytes(const ModelConfig& config, DType dtype);
 
 }  // namespace lacuna

@@ -7,7 +7,6 @@
 #include "ops/gelu/gelu.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/matmul/matmul.h"
-#include "ops/sparse_attention/decode.h"
 #include "ops/sparse_attention/sparse_attention.h"
 
 namespace lacuna {
@@ -29,13 +28,6 @@ BlockParameters block_parameters(int64_t layer, const Parameters& parameters) {
   p.ff_in_weight = get("ff.in.weight"), p.ff_in_bias = get("ff.in.bias");
   p.ff_out_weight = get("ff.out.weight"), p.ff_out_bias = get("ff.out.bias");
   return p;
-}
-
-/// Copies rows [batch, width] to row `position` of every sequence of a cache [batch, length, width].
-void store(const Tensor& rows, int64_t position, const Tensor& cache) {
-  const int64_t length = cache.dim(1), width = cache.dim(2);
-  for (int64_t b = 0; b < rows.dim(0); ++b)
-    copy(rows.slice(b, b + 1), cache.view((b * length + position) * width, {1, width}));
 }
 
 }  // namespace
@@ -66,14 +58,12 @@ Variable ResidualBlock::feed_forward(const Variable& x) const {
   return linear(gelu(linear(x, p_.ff_in_weight, p_.ff_in_bias)), p_.ff_out_weight, p_.ff_out_bias);
 }
 
-Tensor ResidualBlock::decode(const Tensor& h, int64_t position, const Tensor& k_cache, const Tensor& v_cache) const {
+Tensor ResidualBlock::decode(const Tensor& h, DecodeCache& cache) const {
   const GradientMode no_gradients(false);
   const Variable x(h);
   const Tensor x_a = layer_norm(x, p_.norm_a_gain, p_.norm_a_bias).value();
-  store(linear_by_row_groups(x_a, p_.k_weight, p_.k_bias), position, k_cache);
-  store(linear_by_row_groups(x_a, p_.v_weight, p_.v_bias), position, v_cache);
-  const Tensor q = linear_by_row_groups(x_a, p_.q_weight, p_.q_bias);
-  const Tensor o = sparse_attention_decode(q, k_cache, v_cache, position, pattern_, n_heads_);
+  cache.append(linear_by_row_groups(x_a, p_.k_weight, p_.k_bias), linear_by_row_groups(x_a, p_.v_weight, p_.v_bias));
+  const Tensor o = cache.attend(linear_by_row_groups(x_a, p_.q_weight, p_.q_bias));
   const Variable h_a = x + Variable(linear_by_row_groups(o, p_.out_weight, p_.out_bias));
 
   const Tensor x_b = layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias).value();

@@ -4,6 +4,7 @@
 #include "autograd/parameters.h"
 #include "models/config.h"
 #include "ops/run.h"
+#include "ops/sparse_attention/decode.h"
 
 namespace lacuna {
 
@@ -24,9 +25,8 @@ class ResidualBlock {
   /// [batch, n, d_model] -> the same.
   Variable operator()(const Variable& h, const Run& run) const;
 
-  /// The same for one position, h [batch, d_model], without dropout or gradients: fills row `position` of the caches
-  /// [batch, length, width] and reads the rows up to it.
-  Tensor decode(const Tensor& h, int64_t position, const Tensor& k_cache, const Tensor& v_cache) const;
+  /// The same for the next position of this layer's cache, h [batch, d_model], without dropout or gradients.
+  Tensor decode(const Tensor& h, DecodeCache& cache) const;
 
  private:
   Variable attention(const Variable& x) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "core/rng.h"
 
@@ -11,13 +12,14 @@ namespace {
 /// The token at which the cumulative distribution softmax(logits / temperature) passes `u` in [0, 1); the likeliest
 /// token, the first of equals, at temperature 0.
 uint8_t draw(const std::vector<double>& logits, double temperature, double u) {
+  check(std::all_of(logits.begin(), logits.end(), [](double x) { return std::isfinite(x); }),
+        "sample: logits are not finite");
   const auto likeliest = std::max_element(logits.begin(), logits.end());
   if (temperature == 0.0) return static_cast<uint8_t>(likeliest - logits.begin());
 
   std::vector<double> cumulative(logits.size());
   double sum = 0.0;
   for (size_t i = 0; i < logits.size(); ++i) cumulative[i] = sum += std::exp((logits[i] - *likeliest) / temperature);
-  check(std::isfinite(sum), "sample: logits are not finite");
   const auto chosen = std::upper_bound(cumulative.begin(), cumulative.end() - 1, u * sum);
   return static_cast<uint8_t>(chosen - cumulative.begin());
 }
@@ -29,20 +31,23 @@ Decoder::Decoder(const SparseTransformer& model, int64_t batch, int64_t length)
   const ModelConfig& config = model.config();
   check(batch >= 1, "Decoder: batch must be at least 1, got ", batch);
   check(length_ >= 1 && length_ <= config.n_ctx, "Decoder: length must be in 0..", config.n_ctx, ", got ", length);
-  const Tensor& weights = model.parameters().values();
-  for (int64_t layer = 0; layer < config.n_layers; ++layer) {
-    k_cache_.push_back(empty({batch, length_, config.qk_width()}, weights.dtype(), weights.device()));
-    v_cache_.push_back(empty({batch, length_, config.d_model}, weights.dtype(), weights.device()));
-  }
+  const DType dtype = model.parameters().values().dtype();
+  const Device device = model.parameters().values().device();
+  for (int64_t layer = 0; layer < config.n_layers; ++layer)
+    caches_.emplace_back(config.attention.for_layer(layer), config.n_heads, length_, batch,
+                         config.qk_width() / config.n_heads, config.d_model / config.n_heads, dtype, device);
 }
 
 Tensor Decoder::step(const Tensor& previous) {
-  check(position_ < length_, "Decoder: made for ", length_, " positions, all done");
-  check(position_ == 0 || (previous.defined() && previous.dtype() == DType::u8 && previous.shape() == Shape{batch_}),
+  check(position() < length_, "Decoder: made for ", length_, " positions, all done");
+  check(position() == 0 || (previous.defined() && previous.dtype() == DType::u8 && previous.shape() == Shape{batch_}),
         "Decoder: previous tokens must be u8 ", Shape{batch_});
-  const Tensor logits = model_.decode(previous, position_, k_cache_, v_cache_);
-  ++position_;
-  return logits;
+  return model_.decode(previous, batch_, caches_);
+}
+
+int64_t Decoder::cache_bytes() const {
+  return std::accumulate(caches_.begin(), caches_.end(), int64_t{0},
+                         [](int64_t sum, const DecodeCache& cache) { return sum + cache.bytes(); });
 }
 
 Tensor sample(const SparseTransformer& model, const SampleOptions& options, const Tensor& prompt,

@@ -2,6 +2,7 @@
 // Drawing sequences from a model.
 
 #include <functional>
+#include <vector>
 
 #include "models/sparse_transformer.h"
 
@@ -14,7 +15,7 @@ struct SampleOptions {
   uint64_t seed = 0;
 };
 
-/// The state of incremental decoding: keys and values of all positions so far.
+/// The state of incremental decoding: of the positions so far, the keys and values still in reach of a later one.
 class Decoder {
  public:
   /// Makes room for `length` positions; 0: n_ctx. Throws Error when `batch` < 1 or `length` is not in 0..n_ctx.
@@ -25,18 +26,21 @@ class Decoder {
   /// Throws Error after `length` positions.
   Tensor step(const Tensor& previous);
 
-  int64_t position() const { return position_; }
+  int64_t position() const { return caches_.front().length(); }
+
+  /// Of the caches of all layers and sequences.
+  int64_t cache_bytes() const;
 
  private:
   const SparseTransformer& model_;
-  int64_t batch_, length_, position_ = 0;
-  std::vector<Tensor> k_cache_, v_cache_;  // per layer [batch, length, width]
+  int64_t batch_, length_;
+  std::vector<DecodeCache> caches_;  // one per layer
 };
 
 /// Samples u8 [count, length]. The first prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be
 /// undefined). Sequence s depends only on the weights, the prompt, the temperature, the seed and s, not on count.
 /// `progress` is called with the number of positions done. Throws UsageError for options out of range or a prompt
-/// longer than length.
+/// longer than length, and Error when logits are not finite.
 Tensor sample(const SparseTransformer& model, const SampleOptions& options, const Tensor& prompt = {},
               const std::function<void(int64_t)>& progress = {});
 

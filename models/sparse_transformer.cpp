@@ -105,13 +105,10 @@ Variable SparseTransformer::loss(const Tensor& tokens, const Run& run) const {
   return softmax_cross_entropy((*this)(tokens, run), tokens);
 }
 
-Tensor SparseTransformer::decode(const Tensor& previous, int64_t position, const std::vector<Tensor>& k_cache,
-                                 const std::vector<Tensor>& v_cache) const {
+Tensor SparseTransformer::decode(const Tensor& previous, int64_t batch, std::vector<DecodeCache>& caches) const {
   const GradientMode no_gradients(false);
-  const int64_t batch = k_cache.front().dim(0);
-  Tensor h = embed(previous, position, batch);
-  for (size_t layer = 0; layer < blocks_.size(); ++layer)
-    h = blocks_[layer].decode(h, position, k_cache[layer], v_cache[layer]);
+  Tensor h = embed(previous, caches.front().length(), batch);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) h = blocks_[layer].decode(h, caches[layer]);
   return linear_by_row_groups(layer_norm(Variable(h), norm_gain_, norm_bias_, kFinalNormEps).value(), logits_weight_);
 }
 

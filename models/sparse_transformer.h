@@ -33,11 +33,10 @@ class SparseTransformer {
   /// Mean loss in nats over all tokens.
   Variable loss(const Tensor& tokens, const Run& run) const;
 
-  /// Logits [batch, n_vocab] of one position, without dropout or gradients, equal to operator()'s up to rounding.
-  /// `previous` u8 [batch] holds the tokens just before it and is not read at position 0. Reads and fills the caches,
-  /// one per layer; k_cache [batch, length, qk_width], v_cache [batch, length, d_model].
-  Tensor decode(const Tensor& previous, int64_t position, const std::vector<Tensor>& k_cache,
-                const std::vector<Tensor>& v_cache) const;
+  /// Logits [batch, n_vocab] of the position after those in the caches, one cache per layer, without dropout or
+  /// gradients; equal to operator()'s up to rounding. `previous` u8 [batch] holds the tokens just before it and is not
+  /// read at position 0.
+  Tensor decode(const Tensor& previous, int64_t batch, std::vector<DecodeCache>& caches) const;
 
   const ModelConfig& config() const { return config_; }
   const Parameters& parameters() const { return parameters_; }

@@ -1,53 +1,156 @@
 #include "ops/sparse_attention/decode.h"
 
+#include <algorithm>
+
 #include "core/dispatch.h"
 #include "ops/sparse_attention/rows_cpu.h"
 
 namespace lacuna {
+namespace {
+
+using Store = DecodeCache::Store;
+
+/// Rows for a part of a head whose queries lie below n.
+Store store_of(const Part& part, int64_t n, int64_t first_row) {
+  const Strip& keys = part.view.keys_of_group_0;  // no other group has more keys
+  const int64_t used = part.keys_of(0, n - 1).end, reach = std::min({part.view.window, part.view.segment, n});
+  const int64_t most = reach / keys.period * keys.width + std::min(reach % keys.period, keys.width);
+  return {part, first_row, used, std::min(used, most)};
+}
+
+struct Layout {
+  std::vector<std::vector<Store>> heads;
+  int64_t rows = 0;  // of a sequence
+};
+
+Layout layout_of(const LayerPattern& pattern, int64_t n_heads, int64_t n) {
+  Layout layout;
+  for (int64_t h = 0; h < n_heads; ++h) {
+    std::vector<Store>& stores = layout.heads.emplace_back();
+    for (const Part& part : parts_of(pattern.for_head(h))) {
+      stores.push_back(store_of(part, n, layout.rows));
+      layout.rows += part.view.groups(n) * stores.back().capacity;
+    }
+  }
+  return layout;
+}
+
+/// Calls fn(row) for every row of the store that position p is kept in: one for each group that has p among its keys.
+/// Group g has it if (p - first - g) mod period < width, so these groups are runs of up to `width` that end a multiple
+/// of `period` before p - first.
+template <class Fn>
+void for_each_row_of(const Store& store, int64_t n, int64_t p, const Fn& fn) {
+  const View& view = store.part.view;
+  const Strip& keys = view.keys_of_group_0;
+  const int64_t x = p - keys.first, last_group = std::min(view.groups(n) - 1, x);
+  if (x < 0) return;
+  for (int64_t end = x % keys.period; end - keys.width < last_group; end += keys.period)
+    for (int64_t group = std::max<int64_t>(0, end - keys.width + 1); group <= std::min(end, last_group); ++group) {
+      const int64_t t = view.keys(group).rank(p);
+      if (t < store.used) fn(store.first_row + group * store.capacity + t % store.capacity);
+    }
+}
+
+/// Calls fn(row) for the row of every key of query i, once each and in the order of for_each_key.
+template <class Fn>
+void for_each_key_row(const std::vector<Store>& stores, int64_t i, const Fn& fn) {
+  for (const Store& store : stores) {
+    const View& view = store.part.view;
+    const int64_t group = i % view.residues, first = store.first_row + group * store.capacity;
+    const Strip keys = view.keys(group);
+    const Range range = store.part.keys_of(group, i);
+    if (range.empty()) continue;
+    int64_t place = range.begin % store.capacity;
+    for (int64_t t = range.begin; t < range.end; ++t) {
+      if (!store.part.skips(i, keys.position(t))) fn(first + place);
+      if (++place == store.capacity) place = 0;
+    }
+  }
+}
+
+}  // namespace
+
 namespace cpu {
 
-void attention_decode(Stream, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, int64_t position,
-                      const std::vector<std::vector<Part>>& heads, const Tensor& o) {
+/// o of query `position`; k_rows and v_rows are the tensors of a DecodeCache.
+void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tensor& v_rows, int64_t position,
+                      const std::vector<std::vector<Store>>& heads, const Tensor& o) {
   const auto n_heads = static_cast<int64_t>(heads.size());
-  const int64_t batch = q.dim(0), n_ctx = k_cache.dim(1);
-  const int64_t row_qk = k_cache.dim(2), d_qk = row_qk / n_heads, row_v = v_cache.dim(2), d_v = row_v / n_heads;
-  dispatch_f32_f64(q.dtype(), "sparse_attention_decode", [&]<class T>() {
+  const int64_t batch = q.dim(0), rows = k_rows.dim(1), d_qk = k_rows.dim(2), d_v = v_rows.dim(2);
+  dispatch_f32_f64(q.dtype(), "DecodeCache", [&]<class T>() {
 #pragma omp parallel for schedule(static)
     for (int64_t bh = 0; bh < batch * n_heads; ++bh) {
       const int64_t b = bh / n_heads, h = bh % n_heads;
-      attend_row(heads[static_cast<size_t>(h)], position, q.data<T>() + b * row_qk + h * d_qk,
-                 k_cache.data<T>() + b * n_ctx * row_qk + h * d_qk, row_qk, d_qk,
-                 v_cache.data<T>() + b * n_ctx * row_v + h * d_v, row_v, d_v, o.data<T>() + b * row_v + h * d_v);
+      const T *k = k_rows.data<T>() + b * rows * d_qk, *v = v_rows.data<T>() + b * rows * d_v;
+      attend_rows(
+          [&](const auto& visit) {
+            for_each_key_row(heads[static_cast<size_t>(h)], position,
+                             [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
+          },
+          q.data<T>() + bh * d_qk, d_qk, d_v, o.data<T>() + bh * d_v);
     }
+  });
+}
+
+/// Copies x [batch, n_heads * width], of position p, to its rows [batch, rows, width].
+void store_position(Stream, const Tensor& x, int64_t p, int64_t n, const std::vector<std::vector<Store>>& heads,
+                    const Tensor& rows) {
+  const auto n_heads = static_cast<int64_t>(heads.size());
+  const int64_t width = rows.dim(2);
+  dispatch_f32_f64(x.dtype(), "DecodeCache", [&]<class T>() {
+    for (int64_t bh = 0; bh < x.dim(0) * n_heads; ++bh)
+      for (const Store& store : heads[static_cast<size_t>(bh % n_heads)])
+        for_each_row_of(store, n, p, [&](int64_t row) {
+          std::copy_n(x.data<T>() + bh * width, width, rows.data<T>() + (bh / n_heads * rows.dim(1) + row) * width);
+        });
   });
 }
 
 }  // namespace cpu
 
-Tensor sparse_attention_decode(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, int64_t position,
-                               const LayerPattern& pattern, int64_t n_heads) {
-  const char* const op = "sparse_attention_decode";
+DecodeCache::DecodeCache(const LayerPattern& pattern, int64_t n_heads, int64_t n_ctx, int64_t batch, int64_t d_qk,
+                         int64_t d_v, DType dtype, Device device)
+    : n_ctx_(n_ctx), d_qk_(d_qk), d_v_(d_v) {
+  for (const auto& [name, size] : {std::pair("n_heads", n_heads), std::pair("n_ctx", n_ctx), std::pair("batch", batch),
+                                   std::pair("d_qk", d_qk), std::pair("d_v", d_v)})
+    check(size >= 1, "DecodeCache: ", name, " must be at least 1, got ", size);
+  check(dtype == DType::f32 || dtype == DType::f64, "DecodeCache: dtype must be f32 or f64, got ", dtype);
   validate(AttentionPattern{{pattern}}, n_heads);
-  check(q.rank() == 2 && q.dim(1) > 0 && q.dim(1) % n_heads == 0, op,
-        ": q must be [batch, n_heads * d_qk] with n_heads = ", n_heads, ", got ", q.shape());
-  for (const auto& [name, x] : {std::pair("k_cache", &k_cache), std::pair("v_cache", &v_cache)}) {
-    check(x->dtype() == q.dtype(), op, ": ", name, " must have the dtype of q, ", q.dtype(), ", got ", x->dtype());
-    check(x->device() == q.device(), op, ": ", name, " must be on the device of q, ", q.device(), ", got ",
-          x->device());
-    check(x->rank() == 3 && x->dim(0) == q.dim(0) && x->dim(2) > 0 && x->dim(2) % n_heads == 0, op, ": ", name,
-          " must be [", q.dim(0), ", n_ctx, n_heads * width] with n_heads = ", n_heads, ", got ", x->shape());
-  }
-  check(k_cache.dim(2) == q.dim(1), op, ": k_cache must have rows of ", q.dim(1), " as q, got ", k_cache.shape());
-  check(v_cache.dim(1) == k_cache.dim(1), op, ": v_cache must have the n_ctx of k_cache, ", k_cache.dim(1), ", got ",
-        v_cache.shape());
-  check(0 <= position && position < k_cache.dim(1), op, ": position must be in [0, ", k_cache.dim(1), "), got ",
-        position);
+  Layout layout = layout_of(pattern, n_heads, n_ctx);
+  heads_ = std::move(layout.heads);
+  k_ = empty({batch, layout.rows, d_qk}, dtype, device);
+  v_ = empty({batch, layout.rows, d_v}, dtype, device);
+}
 
-  std::vector<std::vector<Part>> heads;
-  for (int64_t h = 0; h < n_heads; ++h) heads.push_back(parts_of(pattern.for_head(h)));
-  const Tensor o = empty({q.dim(0), v_cache.dim(2)}, q.dtype(), q.device());
-  LACUNA_DISPATCH(q.device(), attention_decode, q, k_cache, v_cache, position, heads, o);
+void DecodeCache::append(const Tensor& k, const Tensor& v) {
+  check(length_ < n_ctx_, "DecodeCache: made for ", n_ctx_, " positions, all taken");
+  const auto n_heads = static_cast<int64_t>(heads_.size());
+  check_rows("k", k, {k_.dim(0), n_heads * d_qk_});
+  check_rows("v", v, {k_.dim(0), n_heads * d_v_});
+  LACUNA_DISPATCH(k_.device(), store_position, k, length_, n_ctx_, heads_, k_);
+  LACUNA_DISPATCH(v_.device(), store_position, v, length_, n_ctx_, heads_, v_);
+  ++length_;
+}
+
+Tensor DecodeCache::attend(const Tensor& q) const {
+  check(length_ > 0, "DecodeCache: append a position before attending from it");
+  const auto n_heads = static_cast<int64_t>(heads_.size());
+  check_rows("q", q, {k_.dim(0), n_heads * d_qk_});
+  const Tensor o = empty({q.dim(0), n_heads * d_v_}, q.dtype(), q.device());
+  LACUNA_DISPATCH(q.device(), attention_decode, q, k_, v_, length_ - 1, heads_, o);
   return o;
+}
+
+void DecodeCache::check_rows(const char* name, const Tensor& x, const Shape& shape) const {
+  check(x.dtype() == k_.dtype(), "DecodeCache: ", name, " must be ", k_.dtype(), ", got ", x.dtype());
+  check(x.device() == k_.device(), "DecodeCache: ", name, " must be on ", k_.device(), ", got ", x.device());
+  check(x.shape() == shape, "DecodeCache: ", name, " must be ", shape, ", got ", x.shape());
+}
+
+int64_t DecodeCache::bytes() const { return (k_.numel() + v_.numel()) * size_of(k_.dtype()); }
+
+int64_t DecodeCache::rows_of(const LayerPattern& pattern, int64_t n_heads, int64_t n_ctx) {
+  return layout_of(pattern, n_heads, n_ctx).rows;
 }
 
 }  // namespace lacuna

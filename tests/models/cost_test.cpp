@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <rapidcheck.h>
 
+#include "models/sampler.h"
 #include "models/sparse_transformer.h"
 #include "optim/adam.h"
 #include "optim/ema.h"
@@ -118,6 +119,38 @@ TEST_CASE("cost: predicted bytes are those that a training step takes") {
         }
         CHECK(measured.peak(MemoryCategory::workspace) <= predicted[static_cast<size_t>(MemoryCategory::workspace)]);
       }
+}
+
+TEST_CASE("cost: predicted bytes of the decode cache are those of a decoder, for every pattern") {
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const std::string& attention : kPatterns) {
+      CAPTURE(attention);
+      const ModelConfig config = tiny_config(attention);
+      int64_t bytes = 0, layers = 0;
+      for (const DecodeCost& kind : decode_cost(config, dtype)) bytes += kind.bytes, layers += kind.layers;
+      CHECK(layers == config.n_layers);
+      const SparseTransformer model(config, 1, dtype);
+      CHECK(bytes == Decoder(model, 1).cache_bytes());
+      CHECK(3 * bytes == Decoder(model, 3).cache_bytes());
+      if (attention == "dense") CHECK(bytes == dense_decode_bytes(config, dtype));
+    }
+}
+
+TEST_CASE("cost: the decode cache by kind of layer") {
+  ModelConfig config = tiny_config("column(stride=4), local(window=4), local(window=5), local(window=4)");
+  config.n_ctx = 24;
+  config.n_layers = 7;
+  const std::vector<DecodeCost> kinds = decode_cost(config, DType::f32);
+  REQUIRE(kinds.size() == 3);
+  const int64_t position = 4 * (8 + 16);  // bytes of a key and a value over all heads
+  CHECK(kinds[0].pattern == "column(stride=4)");
+  CHECK(kinds[0].layers == 2);
+  CHECK(kinds[0].bytes == 2 * 24 * position);
+  CHECK(kinds[1].pattern == "local(window=4)");
+  CHECK(kinds[1].layers == 3);
+  CHECK(kinds[1].bytes == 3 * 4 * position);
+  CHECK(kinds[2].bytes == 2 * 5 * position);
+  CHECK(dense_decode_bytes(config, DType::f32) == 7 * 24 * position);
 }
 
 }  // namespace

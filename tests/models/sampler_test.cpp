@@ -83,6 +83,18 @@ TEST_CASE("sample: temperature 0 takes the likeliest token of the forward pass")
   }
 }
 
+TEST_CASE("sample: logits that are not finite are an error at every temperature") {
+  for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL})
+    for (const double temperature : {0.0, 1.0}) {
+      CAPTURE(bad);
+      CAPTURE(temperature);
+      const SparseTransformer model(tiny_config("dense"), 1);
+      perturb(model);
+      fill(model.parameters()["logits.weight"].value().slice(5, 6), bad);
+      CHECK_THROWS_WITH_AS(sample(model, {.temperature = temperature}), "sample: logits are not finite", Error);
+    }
+}
+
 TEST_CASE("sample: frequencies follow the softmax of logits / temperature") {
   ModelConfig config = tiny_config("dense");
   const SparseTransformer model(config, 1);

@@ -315,21 +315,24 @@ TEST_CASE("sparse_attention: large scores stay finite") {
     for (const float x : to_vector<float>(t)) CHECK(std::isfinite(x));
 }
 
-TEST_CASE_TEMPLATE("sparse_attention_decode: equals the row of the training forward", T, float, double) {
+TEST_CASE_TEMPLATE("DecodeCache: every row is that of the training forward", T, float, double) {
   for (const Case& c : chosen_cases()) {
     if (c.n > 620 || c.d_v > 64) continue;
     CAPTURE(to_string(AttentionPattern{{c.pattern}}));
     const Inputs<T> in(c);
     const std::vector<T> o = run<T>(c).o;
     const int64_t row_qk = c.n_heads * c.d_qk, row_v = c.n_heads * c.d_v;
-    const Tensor k = from_vector(in.k, {c.batch, c.n, row_qk}), v = from_vector(in.v, {c.batch, c.n, row_v});
-    double worst = 0;
-    for (int64_t i = 0; i < c.n; i += 1 + i / 3) {
-      std::vector<T> q;
+    const auto row_of = [&](const std::vector<T>& x, int64_t i, int64_t width) {
+      std::vector<T> row;
       for (int64_t b = 0; b < c.batch; ++b)
-        q.insert(q.end(), in.q.begin() + (b * c.n + i) * row_qk, in.q.begin() + (b * c.n + i + 1) * row_qk);
-      const std::vector<T> row =
-          to_vector<T>(sparse_attention_decode(from_vector(q, {c.batch, row_qk}), k, v, i, c.pattern, c.n_heads));
+        row.insert(row.end(), x.begin() + (b * c.n + i) * width, x.begin() + (b * c.n + i + 1) * width);
+      return from_vector(row, {c.batch, width});
+    };
+    DecodeCache cache(c.pattern, c.n_heads, c.n, c.batch, c.d_qk, c.d_v, dtype_of<T>);
+    double worst = 0;
+    for (int64_t i = 0; i < c.n; ++i) {
+      cache.append(row_of(in.k, i, row_qk), row_of(in.v, i, row_v));
+      const std::vector<T> row = to_vector<T>(cache.attend(row_of(in.q, i, row_qk)));
       for (int64_t b = 0; b < c.batch; ++b)
         for (int64_t x = 0; x < row_v; ++x)
           worst = std::max<double>(worst, std::abs(row[b * row_v + x] - o[(b * c.n + i) * row_v + x]));
@@ -369,14 +372,4 @@ TEST_CASE("sparse_attention: bad arguments are named") {
                   Error);
   CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), {{{Local{0}}}}, 1),
                        "local: window must be at least 1, got 0", UsageError);
-
-  const Tensor q = zeros({1, 4}, DType::f32), cache = zeros({1, 3, 4}, DType::f32);
-  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, cache, cache, 3, dense, 1),
-                       "sparse_attention_decode: position must be in [0, 3), got 3", Error);
-  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, zeros({1, 3, 8}, DType::f32), cache, 0, dense, 1),
-                       "sparse_attention_decode: k_cache must have rows of 4 as q, got [1, 3, 8]", Error);
-  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, cache, zeros({1, 2, 4}, DType::f32), 0, dense, 1),
-                       "sparse_attention_decode: v_cache must have the n_ctx of k_cache, 3, got [1, 2, 4]", Error);
-  CHECK_THROWS_WITH_AS(sparse_attention_decode(q, zeros({1, 3, 4}, DType::f64), cache, 0, dense, 1),
-                       "sparse_attention_decode: k_cache must have the dtype of q, f32, got f64", Error);
 }
