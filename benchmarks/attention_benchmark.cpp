@@ -34,6 +34,7 @@ struct Options {
   int64_t n = 0;  // 0: 512, 3072 and 12288
   int64_t heads = 4, width = 64;
   double seconds = 0.5;  // per measurement
+  std::string pattern;   // only this one
 };
 
 struct Times {
@@ -130,7 +131,7 @@ Times masked_gemm(const Inputs& in, const PatternUnion& patterns, int64_t n, con
 
 void run_length(int64_t n, const Options& options) {
   const std::string l = n <= 3072 ? "96" : "128";
-  const std::vector<std::string> patterns{
+  std::vector<std::string> patterns{
       "dense",
       "local(window=" + l + ")",
       "column(stride=" + l + ")",
@@ -139,6 +140,7 @@ void run_length(int64_t n, const Options& options) {
       "fixed_block(stride=" + l + ") + fixed_summary(stride=" + l + ", c=32)",
       "local(window=" + l + ") + column(stride=" + l + ")",
   };
+  if (!options.pattern.empty()) patterns = {options.pattern};
   const Inputs in(n, options);
   double dense_forward = 0, dense_both = 0;
   for (const std::string& text : patterns) {
@@ -162,7 +164,7 @@ void run_length(int64_t n, const Options& options) {
     print_row(n, name, "fwd", forward_ms, 4 * pairs, gemm, dense_forward);
     print_row(n, name, "fwd+bwd", both_ms, 14 * pairs, gemm, dense_both);
   }
-  if (n <= 4096)
+  if (n <= 4096 && options.pattern.empty())
     print_row(n, "masked gemm, dense causal", "fwd", masked_gemm(in, {Dense{}}, n, options),
               4 * pairs_of({Dense{}}, n) * static_cast<double>(options.heads * options.width),
               gemm_rate(options.seconds / 4), dense_forward);
@@ -186,6 +188,8 @@ int main(int argc, char** argv) {
       options.width = static_cast<int64_t>(x);
     else if (const double x = value_of(argument, "--seconds"); x > 0)
       options.seconds = x;
+    else if (argument.rfind("--pattern=", 0) == 0)
+      options.pattern = argument.substr(10);
     else {
       fmt::print(stderr, "usage: attention_benchmark [--n=N] [--heads=H] [--width=D] [--seconds=S]\n");
       return 2;

@@ -18,7 +18,7 @@ struct AttentionProblem {
 
 /// What backward reads: the inputs, and from forward the output and the log-sum-exp of each row's scores.
 struct AttentionSaved {
-  Tensor q, k, v, o, lse;  // lse [batch, n_heads, n]
+  Tensor q, k, v, o, lse;  // lse [batch, n_heads, n], f64 when q is and otherwise f32
 };
 
 struct AttentionGrads {

@@ -14,7 +14,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "ops/sparse_attention/parts.h"
+#include "ops/sparse_attention/tiles_cpu.h"
 
 #ifndef LACUNA_UNROLL
 #if HWY_COMPILER_CLANG
@@ -45,8 +45,8 @@ constexpr int kRows = 6;
 #endif
 constexpr int kGroup = 2;  // vectors of the micro-kernel
 constexpr int kTile = kVectors * kLanes;
-constexpr int kStep = 256;   // keys whose scores are held at once: [kStep][kTile] floats
-constexpr int kChunk = 512;  // keys packed at once in forward
+constexpr int kStep = 128;  // keys whose scores are held at once: [kStep][kTile] floats
+constexpr int kSlab = 256;  // keys packed at once
 
 constexpr float kLog2e = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 constexpr float kInfinity = HUGE_VALF;
@@ -78,6 +78,49 @@ HWY_INLINE V Exp2(V x) {
 struct Matrix {
   const float* data;
   int64_t row, column;
+};
+
+// --- Fetching ahead ---
+
+/// Rows of the work to come. They lie far apart, where the hardware does not guess the next one, and are fetched into
+/// the second-level cache a few at a time while products run.
+class Ahead {
+ public:
+  void clear() { count_ = next_ = 0; }
+
+  /// The rows at the positions of elements [begin, end) of `strip`.
+  void add(const Rows& rows, Strip strip, int64_t begin, int64_t end) {
+    const int64_t size = size_of(rows.dtype);
+    add(static_cast<const char*>(rows.data), rows.distance * size, rows.width * size, strip, begin, end);
+  }
+  void add(const ResultRows& rows, Strip strip, int64_t begin, int64_t end) {
+    add(reinterpret_cast<const char*>(rows.data), rows.distance * 4, rows.width * 4, strip, begin, end);
+  }
+
+  void fetch_some() {
+    for (int fetched = 0; fetched < kRowsAtOnce && next_ < count_; ++fetched) {
+      Piece& piece = pieces_[next_];
+      const char* const row = piece.data + piece.strip.position(piece.begin) * piece.distance;
+      for (int64_t at = 0; at < piece.bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+      if (++piece.begin == piece.end) ++next_;
+    }
+  }
+
+ private:
+  static constexpr int kRowsAtOnce = 10, kMost = 10;
+  struct Piece {
+    const char* data;
+    int64_t distance, bytes;
+    Strip strip;
+    int64_t begin, end;
+  };
+
+  void add(const char* data, int64_t distance, int64_t bytes, Strip strip, int64_t begin, int64_t end) {
+    if (begin < end && count_ < kMost) pieces_[count_++] = {data, distance, bytes, strip, begin, end};
+  }
+
+  int count_ = 0, next_ = 0;
+  Piece pieces_[kMost];
 };
 
 // --- Products: c [rows][vectors] (+)= a [rows][depth] * b [depth][vectors], a broadcast element by element ---
@@ -122,66 +165,100 @@ HWY_INLINE void LastRows(int64_t rows, int64_t depth, Matrix a, const float* b, 
 }
 
 template <int kN, bool kAdd>
-void ProductOfGroup(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
+void ProductOfGroup(Ahead& ahead, int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
+                    int64_t c_row) {
   int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows)
+  for (; m + kRows <= rows; m += kRows) {
+    ahead.fetch_some();
     MicroKernel<kRows, kN, kAdd>(depth, a.data + m * a.row, a.row, a.column, b, b_row, c + m * c_row, c_row);
+  }
+  if (m == rows) return;
+  ahead.fetch_some();
   a.data += m * a.row;
   LastRows<kRows - 1, kN, kAdd>(rows - m, depth, a, b, b_row, c + m * c_row, c_row);
 }
 
 template <bool kAdd>
-void Product(int64_t rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
-             int64_t c_row) {
+void Product(Ahead& ahead, int64_t rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row,
+             float* c, int64_t c_row) {
   int64_t x = 0;
   for (; x + kGroup <= vectors; x += kGroup)
-    ProductOfGroup<kGroup, kAdd>(rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
-  for (; x < vectors; ++x) ProductOfGroup<1, kAdd>(rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
+    ProductOfGroup<kGroup, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
+  for (; x < vectors; ++x) ProductOfGroup<1, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
 }
 
-// --- Packing: rows of one head to and from contiguous scratch, whose rows are padded with zeros ---
+// --- Rows of one head to and from contiguous scratch, where they are f32 and padded with zeros ---
 
 HWY_INLINE int64_t Padded(int64_t width) { return (width + 15) / 16 * 16; }
 
-/// to [count][padded] = scale * the rows of `from` at the positions of elements [begin, begin + count) of `strip`.
-void PackRows(const float* from, int64_t row, int64_t width, Strip strip, int64_t begin, int64_t count, float scale,
-              float* HWY_RESTRICT to) {
+HWY_INLINE V LoadAsFloats(const float* p) { return Load(p); }
+
+HWY_INLINE V LoadAsFloats(const bf16* p) {
+  const hn::Rebind<uint16_t, Floats> halves;
+  const hn::RebindToUnsigned<Floats> bits;
+  const auto widened = hn::PromoteTo(bits, hn::LoadU(halves, reinterpret_cast<const uint16_t*>(p)));
+  return hn::BitCast(Floats(), hn::ShiftLeft<16>(widened));
+}
+
+HWY_INLINE V LoadAsFloats(const f16* p) {
+#if HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM  // has the instruction; what Highway does without knows no infinity or NaN
+  const hn::Rebind<hwy::float16_t, Floats> halves;
+  return hn::PromoteTo(Floats(), hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
+#else
+  float x[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) x[lane] = static_cast<float>(p[lane]);
+  return Load(x);
+#endif
+}
+
+/// to [count][padded] = scale * the rows at the positions of elements [begin, begin + count) of `strip`.
+template <class T>
+void PackRowsOf(const Rows& rows, Strip strip, int64_t begin, int64_t count, float scale, float* HWY_RESTRICT to) {
   constexpr int64_t kAhead = 6;  // rows lie far apart, where the hardware does not guess the next one
-  const int64_t padded = Padded(width);
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t width = rows.width, padded = Padded(width);
+  const T* const from = static_cast<const T*>(rows.data);
   for (int64_t t = 0; t < count; ++t, to += padded) {
-    const float* HWY_RESTRICT x = from + strip.position(begin + t) * row;
-    const float* const ahead = from + strip.position(begin + std::min(t + kAhead, count - 1)) * row;
-    for (int64_t c = 0; c < width; c += 16) hwy::Prefetch(ahead + c);
+    const T* HWY_RESTRICT x = from + strip.position(begin + t) * rows.distance;
+    const T* const ahead = from + strip.position(begin + std::min(t + kAhead, count - 1)) * rows.distance;
+    for (int64_t c = 0; c < width; c += kLine) hwy::Prefetch(ahead + c);
     int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) Store(hn::Mul(Set(scale), Load(x + c)), to + c);
-    for (; c < width; ++c) to[c] = scale * x[c];
+    for (; c + kLanes <= width; c += kLanes) Store(hn::Mul(Set(scale), LoadAsFloats(x + c)), to + c);
+    for (; c < width; ++c) to[c] = scale * static_cast<float>(x[c]);
     for (; c < padded; ++c) to[c] = 0.0f;
   }
 }
 
-/// The rows of `to` at those positions += scale * from [count][padded].
-void AddRows(const float* HWY_RESTRICT from, int64_t row, int64_t width, Strip strip, int64_t begin, int64_t count,
-             float scale, float* to) {
-  const int64_t padded = Padded(width);
+void PackRows(const Rows& rows, Strip strip, int64_t begin, int64_t count, float scale, float* HWY_RESTRICT to) {
+  if (rows.dtype == DType::f32) return PackRowsOf<float>(rows, strip, begin, count, scale, to);
+  if (rows.dtype == DType::bf16) return PackRowsOf<bf16>(rows, strip, begin, count, scale, to);
+  PackRowsOf<f16>(rows, strip, begin, count, scale, to);
+}
+
+/// The rows at those positions += scale * from [count][padded].
+void AddRows(const float* HWY_RESTRICT from, const ResultRows& rows, Strip strip, int64_t begin, int64_t count,
+             float scale) {
+  const int64_t padded = Padded(rows.width);
   for (int64_t t = 0; t < count; ++t, from += padded) {
-    float* HWY_RESTRICT x = to + strip.position(begin + t) * row;
+    float* HWY_RESTRICT x = rows.data + strip.position(begin + t) * rows.distance;
     int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) Store(hn::MulAdd(Set(scale), Load(from + c), Load(x + c)), x + c);
-    for (; c < width; ++c) x[c] += scale * from[c];
+    for (; c + kLanes <= rows.width; c += kLanes) Store(hn::MulAdd(Set(scale), Load(from + c), Load(x + c)), x + c);
+    for (; c < rows.width; ++c) x[c] += scale * from[c];
   }
+}
+
+/// The rows at those positions = 0.
+void ClearRows(const ResultRows& rows, Strip strip, int64_t begin, int64_t count) {
+  for (int64_t t = 0; t < count; ++t)
+    std::memset(rows.data + strip.position(begin + t) * rows.distance, 0,
+                static_cast<size_t>(rows.width) * sizeof(float));
 }
 
 #if HWY_TARGET == HWY_SCALAR
 
-void TransposeToLanes(const float* from, int64_t distance, int64_t width, float scale, float* HWY_RESTRICT to) {
+void TransposeToLanes(const float* from, int64_t width, float* HWY_RESTRICT to) {
   for (int64_t lane = 0; lane < kTile; ++lane)
-    for (int64_t c = 0; c < width; ++c) to[c * kTile + lane] = scale * from[lane * distance + c];
-}
-
-void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, const float* scale, float* to,
-                        int64_t distance) {
-  for (int64_t lane = 0; lane < kTile; ++lane)
-    for (int64_t c = 0; c < width; ++c) to[lane * distance + c] = scale[lane] * from[c * kTile + lane];
+    for (int64_t c = 0; c < width; ++c) to[c * kTile + lane] = from[lane * width + c];
 }
 
 #else
@@ -208,76 +285,20 @@ HWY_INLINE hn::Vec<D> LoadBlocks(D d, const float* p, int64_t distance) {
   }
 }
 
-template <class D>
-HWY_INLINE void StoreBlocks(D d, hn::Vec<D> v, float* p, int64_t distance) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    hn::StoreU(v, d, p);
-  } else {
-    const hn::Half<D> half;
-    constexpr int64_t kBlocks = hn::MaxLanes(D()) / 8;
-    StoreBlocks(half, hn::LowerHalf(half, v), p, distance);
-    StoreBlocks(half, hn::UpperHalf(half, v), p + kBlocks * distance, distance);
-  }
-}
-
-/// to [width][kTile] = scale * the transpose of kTile rows of `from`, `distance` apart; width a multiple of 4.
-void TransposeToLanes(const float* from, int64_t distance, int64_t width, float scale, float* HWY_RESTRICT to) {
+/// to [width][kTile] = the transpose of from [kTile][width]; width a multiple of 4.
+void TransposeToLanes(const float* from, int64_t width, float* HWY_RESTRICT to) {
   for (int64_t x = 0; x < kVectors; ++x)
     for (int64_t c = 0; c < width; c += 4) {
       V r[4];
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) r[m] = LoadBlocks(Floats(), from + (x * kLanes + m) * distance + c, 4 * distance);
+      for (int m = 0; m < 4; ++m) r[m] = LoadBlocks(Floats(), from + (x * kLanes + m) * width + c, 4 * width);
       TransposeBlocks(r);
       LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) Store(hn::Mul(Set(scale), r[m]), to + (c + m) * kTile + x * kLanes);
-    }
-}
-
-/// kTile rows of `to`, `distance` apart, = the transpose of from [width][kTile], each times its scale [kTile]; width a
-/// multiple of 4.
-void TransposeFromLanes(const float* HWY_RESTRICT from, int64_t width, const float* scale, float* to,
-                        int64_t distance) {
-  for (int64_t x = 0; x < kVectors; ++x)
-    for (int64_t c = 0; c < width; c += 4) {
-      V r[4];
-      LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) r[m] = hn::Mul(Load(scale + x * kLanes), Load(from + (c + m) * kTile + x * kLanes));
-      TransposeBlocks(r);
-      LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) StoreBlocks(Floats(), r[m], to + (x * kLanes + m) * distance + c, 4 * distance);
+      for (int m = 0; m < 4; ++m) Store(r[m], to + (c + m) * kTile + x * kLanes);
     }
 }
 
 #endif
-
-/// Whether the rows of a tile are better transposed where they lie than packed first: rows further apart than 2 KiB
-/// fall in too few sets of the cache.
-HWY_INLINE bool TransposeInPlace(int64_t lanes, int64_t width, int64_t distance) {
-  return lanes == kTile && width % 4 == 0 && distance <= 512;
-}
-
-/// to [width][kTile] = scale * the rows of a tile, transposed; `packed` is scratch. Lanes that have no row are zero.
-void LoadTile(const float* from, int64_t row, int64_t width, Strip strip, int64_t begin, int64_t lanes, float scale,
-              float* packed, float* to) {
-  if (TransposeInPlace(lanes, width, strip.period * row))
-    return TransposeToLanes(from + strip.position(begin) * row, strip.period * row, width, scale, to);
-  const int64_t padded = Padded(width);
-  PackRows(from, row, width, strip, begin, lanes, 1.0f, packed);
-  std::memset(packed + lanes * padded, 0, static_cast<size_t>((kTile - lanes) * padded) * sizeof(float));
-  TransposeToLanes(packed, padded, padded, scale, to);
-}
-
-/// The rows of a tile = from [width][kTile] transposed, each times its scale.
-void StoreTile(const float* from, int64_t row, int64_t width, const float* scale, Strip strip, int64_t begin,
-               int64_t lanes, float* packed, float* to) {
-  if (TransposeInPlace(lanes, width, strip.period * row))
-    return TransposeFromLanes(from, width, scale, to + strip.position(begin) * row, strip.period * row);
-  const int64_t padded = Padded(width);
-  TransposeFromLanes(from, padded, scale, packed, padded);
-  for (int64_t lane = 0; lane < lanes; ++lane)
-    std::memcpy(to + strip.position(begin + lane) * row, packed + lane * padded,
-                static_cast<size_t>(width) * sizeof(float));
-}
 
 }  // namespace lacuna::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -11,7 +11,7 @@ AttentionProblem check_arguments(const Variable& q, const Variable& k, const Var
   const char* const op = "sparse_attention";
   validate(AttentionPattern{{pattern}}, n_heads);
   check_same_dtype_and_device(op, {q, k, v});
-  check(q.dtype() == DType::f32 || q.dtype() == DType::f64, op, ": q, k and v must be f32 or f64, got ", q.dtype());
+  check(is_floating(q.dtype()), op, ": q, k and v must be f32, bf16, f16 or f64, got ", q.dtype());
   check(q.shape().rank() == 3, op, ": q must be [batch, n_ctx, n_heads * d_qk], got ", q.shape());
   check(k.shape() == q.shape(), op, ": k must have the shape of q, ", q.shape(), ", got ", k.shape());
   check(v.shape().rank() == 3 && v.dim(0) == q.dim(0) && v.dim(1) == q.dim(1), op,
@@ -29,8 +29,9 @@ AttentionProblem check_arguments(const Variable& q, const Variable& k, const Var
 Variable sparse_attention(const Variable& q, const Variable& k, const Variable& v, const LayerPattern& pattern,
                           int64_t n_heads) {
   const AttentionProblem problem = check_arguments(q, k, v, pattern, n_heads);
+  const DType lse_dtype = q.dtype() == DType::f64 ? DType::f64 : DType::f32;
   const AttentionSaved saved{q.value(), k.value(), v.value(), empty_like(v.value()),
-                             empty({problem.batch, n_heads, problem.n}, q.dtype(), q.device())};
+                             empty({problem.batch, n_heads, problem.n}, lse_dtype, q.device())};
   LACUNA_DISPATCH(q.device(), attention_forward, problem, saved);
 
   return record("sparse_attention", saved.o, {q, k, v}, [problem, saved](const Tensor& d_o, const Needs&) -> Grads {

@@ -1,5 +1,5 @@
-// Attention on the CPU: how the work of a call is cut into tasks. f32 runs the tiles of tiles_cpu.cpp, f64 runs row by
-// row.
+// Attention on the CPU: how the work of a call is cut into tasks. f64 runs row by row, all
+// others run the tiles of tiles_cpu.cpp.
 //
 // The queries of a group are cut into slices. In forward a slice is a task. In backward a task is a slice and a slab of
 // keys: slab s holds the keys between the first positions of slices s and s + 1, so a slice meets only its own slab and
@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "core/allocator.h"
 #include "ops/sparse_attention/kernels.h"
@@ -93,8 +94,15 @@ size_t most_parts(const AttentionProblem& problem) {
   return most;
 }
 
-/// Calls task(b, h, slicing, group, s) for each slice s >= first_slice of each group of each head of each batch entry,
-/// in parallel. Heads take turns: the same tokens of neighbouring heads share pages.
+/// A slice of queries of one group.
+struct Slice {
+  int64_t b, h;
+  const Slicing* slicing;
+  int64_t group, s;
+};
+
+/// Calls task(slice, next) for each slice s >= first_slice of each group of each head of each batch entry, in parallel;
+/// `next` is the slice that follows, if any. Heads take turns: the same tokens of neighbouring heads share pages.
 template <class Task>
 void for_each_slice(const AttentionProblem& problem, const std::vector<Slicing>& heads, int64_t first_slice,
                     const Task& task) {
@@ -103,90 +111,151 @@ void for_each_slice(const AttentionProblem& problem, const std::vector<Slicing>&
     if (heads[h].part != nullptr && heads[h].slices() > first_slice)
       tasks_of[h] = heads[h].groups() * (heads[h].slices() - first_slice);
   const int64_t turns = *std::max_element(tasks_of.begin(), tasks_of.end());
-  const int64_t in_batch = turns * problem.n_heads;
-  const int64_t per_thread = problem.batch * in_batch / (16 * omp_get_max_threads());
-#pragma omp parallel for schedule(dynamic, std::clamp <int64_t>(per_thread, 1, 16))
-  for (int64_t index = 0; index < problem.batch * in_batch; ++index) {
+  const int64_t in_batch = turns * problem.n_heads, count = problem.batch * in_batch;
+  const auto slice_at = [&](int64_t index) -> std::optional<Slice> {
+    if (index >= count) return {};
     const int64_t h = index % problem.n_heads, turn = index % in_batch / problem.n_heads;
-    if (turn >= tasks_of[static_cast<size_t>(h)]) continue;
+    if (turn >= tasks_of[static_cast<size_t>(h)]) return {};
     const Slicing& slicing = heads[static_cast<size_t>(h)];
     const int64_t s = slicing.slices() - 1 - turn / slicing.groups();  // later slices have more keys: begin with them
-    task(index / in_batch, h, slicing, turn % slicing.groups(), s);
-  }
+    const int64_t group = turn % slicing.groups();
+    if (slicing.slice(group, s).empty()) return {};
+    return Slice{index / in_batch, h, &slicing, group, s};
+  };
+  const int64_t per_thread = count / (16 * omp_get_max_threads());
+#pragma omp parallel for schedule(dynamic, std::clamp <int64_t>(per_thread, 1, 16))
+  for (int64_t index = 0; index < count; ++index)
+    if (const std::optional<Slice> slice = slice_at(index)) task(*slice, slice_at(index + 1));
+}
+
+/// The rows of head h of batch entry b in a tensor [batch, n, n_heads * width].
+Rows head_rows(const AttentionProblem& problem, const Tensor& t, int64_t b, int64_t h) {
+  const int64_t distance = t.dim(2), width = distance / problem.n_heads;
+  return {t.raw() + (b * problem.n * distance + h * width) * size_of(t.dtype()), t.dtype(), distance, width};
+}
+
+ResultRows head_rows_f32(const AttentionProblem& problem, const Tensor& t, int64_t b, int64_t h) {
+  const int64_t distance = t.dim(2), width = distance / problem.n_heads;
+  return {t.data<float>() + b * problem.n * distance + h * width, distance, width};
 }
 
 HeadSequence head_sequence(const AttentionProblem& problem, const AttentionSaved& saved, int64_t b, int64_t h) {
   HeadSequence head{};
   head.n = problem.n;
-  head.d_qk = problem.d_qk;
-  head.d_v = problem.d_v;
-  head.row_qk = problem.n_heads * problem.d_qk;
-  head.row_v = problem.n_heads * problem.d_v;
-  const int64_t at_qk = b * problem.n * head.row_qk + h * problem.d_qk,
-                at_v = b * problem.n * head.row_v + h * problem.d_v;
-  head.q = saved.q.data<float>() + at_qk;
-  head.k = saved.k.data<float>() + at_qk;
-  head.v = saved.v.data<float>() + at_v;
-  head.o = saved.o.data<float>() + at_v;
+  head.q = head_rows(problem, saved.q, b, h);
+  head.k = head_rows(problem, saved.k, b, h);
+  head.v = head_rows(problem, saved.v, b, h);
   head.lse = saved.lse.data<float>() + (b * problem.n_heads + h) * problem.n;
   return head;
 }
 
-/// delta [batch, n_heads, n]: sum over d_v of d_o * o.
-template <class T>
-void output_dot_gradient(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
-                         const Tensor& delta) {
-  const T* const o = saved.o.data<T>();
-  const T* const g = d_o.data<T>();
-  T* const to = delta.data<T>();
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < problem.batch * problem.n; ++row)
-    for (int64_t h = 0; h < problem.n_heads; ++h) {
-      const int64_t at = (row * problem.n_heads + h) * problem.d_v;
-      to[(row / problem.n * problem.n_heads + h) * problem.n + row % problem.n] = dot(o + at, g + at, problem.d_v);
-    }
+/// An f32 tensor to sum the elements of `t` in: t itself when it is f32.
+Tensor f32_sums_of(const Tensor& t) {
+  if (t.dtype() == DType::f32) return t;
+  const MemoryScope scope(MemoryCategory::workspace);
+  return empty(t.shape(), DType::f32);
 }
 
-void forward_f32(const AttentionProblem& problem, const AttentionSaved& saved) {
+void forward_tiles(const AttentionProblem& problem, const AttentionSaved& saved) {
   const ThreadScratch scratch(problem);
+  const Tensor o = f32_sums_of(saved.o);
   for (size_t m = 0; m < most_parts(problem); ++m) {
     std::vector<Slicing> heads;
     for (int64_t h = 0; h < problem.n_heads; ++h) heads.push_back(forward_slicing(problem, h, m));
-    for_each_slice(problem, heads, 0, [&](int64_t b, int64_t h, const Slicing& slicing, int64_t group, int64_t s) {
-      const Range rows = slicing.slice(group, s);
-      if (!rows.empty())
-        forward_slice(head_sequence(problem, saved, b, h), *slicing.part, group, rows, m > 0, scratch.of_this_thread());
+    const auto task_of = [&](const Slice& slice) {
+      HeadSequence head = head_sequence(problem, saved, slice.b, slice.h);
+      head.o = head_rows_f32(problem, o, slice.b, slice.h);
+      const Slicing& slicing = *slice.slicing;
+      return ForwardTask{head, slicing.part, slice.group, slicing.slice(slice.group, slice.s), m > 0};
+    };
+    for_each_slice(problem, heads, 0, [&](const Slice& slice, const std::optional<Slice>& next) {
+      const ForwardTask task = task_of(slice), following = task_of(next.value_or(slice));
+      forward_slice(task, next ? &following : nullptr, scratch.of_this_thread());
     });
   }
+  if (saved.o.dtype() != DType::f32) copy(o, saved.o);
 }
 
-void backward_f32(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o, const Tensor& delta,
-                  const AttentionGrads& grads) {
-  const ThreadScratch scratch(problem);
+/// A slice of queries, a slab of keys, and whether this is the first time that they are met.
+struct Block {
+  int64_t b, h;
+  const Part* part;
+  int64_t group;
+  Range rows, keys;
+  bool first;
+};
+
+/// Calls task(block, next) for each pair of slice and slab that may share a pair of positions, of each part of each
+/// head of each batch entry, phase by phase; `next` is the block that follows, or null. Every query of a head, and
+/// every key of every group, is in one block that is the first to meet it.
+template <class Task>
+void for_each_block(const AttentionProblem& problem, const Task& task) {
   for (size_t m = 0; m < most_parts(problem); ++m) {
     std::vector<Slicing> heads;
-    int64_t phases = 0;
+    int64_t phases = m == 0 ? 1 : 0;
     for (int64_t h = 0; h < problem.n_heads; ++h) {
       heads.push_back(backward_slicing(problem, h, m));
       if (heads.back().part != nullptr) phases = std::max(phases, heads.back().phases());
     }
-    for (int64_t phase = 0; phase < phases; ++phase)
-      for_each_slice(problem, heads, phase,
-                     [&](int64_t b, int64_t h, const Slicing& slicing, int64_t group, int64_t s) {
-                       const Range rows = slicing.slice(group, s), slab = slicing.slab(group, s - phase);
-                       if (rows.empty()) return;
-                       HeadSequence head = head_sequence(problem, saved, b, h);
-                       const int64_t at_qk = head.q - saved.q.data<float>(), at_v = head.v - saved.v.data<float>();
-                       head.d_o = d_o.data<float>() + at_v;
-                       head.delta = delta.data<float>() + (b * problem.n_heads + h) * problem.n;
-                       head.dq = grads.dq.data<float>() + at_qk;
-                       head.dk = grads.dk.data<float>() + at_qk;
-                       head.dv = grads.dv.data<float>() + at_v;
-                       for (int64_t t = slab.begin; t < slab.end; t += kSlice)
-                         backward_slab(head, *slicing.part, group, rows, {t, std::min(t + kSlice, slab.end)},
-                                       scratch.of_this_thread());
-                     });
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const auto block_of = [&](const Slice& x) {
+        const Slicing& slicing = *x.slicing;
+        return Block{x.b,
+                     x.h,
+                     slicing.part,
+                     x.group,
+                     slicing.slice(x.group, x.s),
+                     slicing.slab(x.group, x.s - phase),
+                     m == 0 && phase == 0};
+      };
+      for_each_slice(problem, heads, phase, [&](const Slice& slice, const std::optional<Slice>& next) {
+        const Block block = block_of(slice), following = block_of(next.value_or(slice));
+        task(block, next ? &following : nullptr);
+      });
+    }
   }
+}
+
+/// Whether each position is a key of exactly one group.
+bool keys_are_all_positions(const View& view) {
+  const Strip& keys = view.keys_of_group_0;
+  return keys.first == 0 && keys.period == view.residues * keys.width && (keys.width == 1 || view.residues == 1);
+}
+
+void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
+                    const AttentionGrads& grads) {
+  const ThreadScratch scratch(problem);
+  const AttentionGrads sums{f32_sums_of(grads.dq), f32_sums_of(grads.dk), f32_sums_of(grads.dv)};
+  Tensor delta;
+  {
+    const MemoryScope scope(MemoryCategory::workspace);
+    delta = empty_like(saved.lse);
+  }
+  const bool begin_keys = std::all_of(problem.heads.begin(), problem.heads.end(), [](const std::vector<Part>& parts) {
+    return keys_are_all_positions(parts.front().view);
+  });
+  if (!begin_keys) {
+    fill(sums.dk, 0.0);
+    fill(sums.dv, 0.0);
+  }
+  const auto task_of = [&](const Block& x) {
+    HeadSequence head = head_sequence(problem, saved, x.b, x.h);
+    head.saved_o = head_rows(problem, saved.o, x.b, x.h);
+    head.d_o = head_rows(problem, d_o, x.b, x.h);
+    head.delta = delta.data<float>() + (x.b * problem.n_heads + x.h) * problem.n;
+    head.dq = head_rows_f32(problem, sums.dq, x.b, x.h);
+    head.dk = head_rows_f32(problem, sums.dk, x.b, x.h);
+    head.dv = head_rows_f32(problem, sums.dv, x.b, x.h);
+    return BackwardTask{head, x.part, x.group, x.rows, x.keys, {x.first, x.first && begin_keys}};
+  };
+  for_each_block(problem, [&](const Block& block, const Block* next) {
+    const BackwardTask task = task_of(block), following = task_of(next != nullptr ? *next : block);
+    backward_block(task, next != nullptr ? &following : nullptr, scratch.of_this_thread());
+  });
+  if (grads.dq.dtype() == DType::f32) return;
+  copy(sums.dq, grads.dq);
+  copy(sums.dk, grads.dk);
+  copy(sums.dv, grads.dv);
 }
 
 void forward_f64(const AttentionProblem& problem, const AttentionSaved& saved) {
@@ -206,33 +275,34 @@ void forward_f64(const AttentionProblem& problem, const AttentionSaved& saved) {
   }
 }
 
-void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o, const Tensor& delta,
+void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                   const AttentionGrads& grads) {
   const int64_t row_qk = problem.n_heads * problem.d_qk, row_v = problem.n_heads * problem.d_v;
   const double scale = 1 / std::sqrt(static_cast<double>(problem.d_qk));
-#pragma omp parallel for schedule(static)
-  for (int64_t bh = 0; bh < problem.batch * problem.n_heads; ++bh) {
-    const int64_t b = bh / problem.n_heads, h = bh % problem.n_heads;
+  for (const Tensor& grad : {grads.dq, grads.dk, grads.dv}) fill(grad, 0.0);
+  for_each_block(problem, [&](const Block& block, const Block*) {
+    const auto& [b, h, part_of, group, rows, slab, first] = block;
+    const Part& part = *part_of;
     const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
-    const double* const q = saved.q.data<double>() + at_qk;
-    const double* const k = saved.k.data<double>() + at_qk;
-    const double* const v = saved.v.data<double>() + at_v;
-    const double* const g = d_o.data<double>() + at_v;
-    double* const dq = grads.dq.data<double>() + at_qk;
-    double* const dk = grads.dk.data<double>() + at_qk;
-    double* const dv = grads.dv.data<double>() + at_v;
-    for (int64_t i = 0; i < problem.n; ++i) {
-      const double lse = saved.lse.data<double>()[bh * problem.n + i];
-      const double delta_i = delta.data<double>()[bh * problem.n + i];
-      for_each_key(problem.heads[static_cast<size_t>(h)], i, [&](int64_t j) {
-        const double p = std::exp(scale * dot(q + i * row_qk, k + j * row_qk, problem.d_qk) - lse);
-        const double ds = scale * p * (dot(g + i * row_v, v + j * row_v, problem.d_v) - delta_i);
-        axpy(p, g + i * row_v, dv + j * row_v, problem.d_v);
-        axpy(ds, q + i * row_qk, dk + j * row_qk, problem.d_qk);
-        axpy(ds, k + j * row_qk, dq + i * row_qk, problem.d_qk);
-      });
+    const double* const lse = saved.lse.data<double>() + (b * problem.n_heads + h) * problem.n;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t i = part.view.queries(group).position(row), qi = at_qk + i * row_qk, oi = at_v + i * row_v;
+      const Range keys = part.keys_of(group, i);
+      const double* const q = saved.q.data<double>() + qi;
+      const double* const g = d_o.data<double>() + oi;
+      const double delta = dot(saved.o.data<double>() + oi, g, problem.d_v);
+      for (int64_t t = std::max(keys.begin, slab.begin); t < std::min(keys.end, slab.end); ++t) {
+        const int64_t j = part.view.keys(group).position(t), kj = at_qk + j * row_qk, vj = at_v + j * row_v;
+        if (part.skips(i, j)) continue;
+        const double* const k = saved.k.data<double>() + kj;
+        const double p = std::exp(scale * dot(q, k, problem.d_qk) - lse[i]);
+        const double ds = scale * p * (dot(g, saved.v.data<double>() + vj, problem.d_v) - delta);
+        axpy(p, g, grads.dv.data<double>() + vj, problem.d_v);
+        axpy(ds, q, grads.dk.data<double>() + kj, problem.d_qk);
+        axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
+      }
     }
-  }
+  });
 }
 
 }  // namespace
@@ -241,24 +311,15 @@ void attention_forward(Stream, const AttentionProblem& problem, const AttentionS
   if (saved.q.dtype() == DType::f64)
     forward_f64(problem, saved);
   else
-    forward_f32(problem, saved);
+    forward_tiles(problem, saved);
 }
 
 void attention_backward(Stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                         const AttentionGrads& grads) {
-  for (const Tensor& grad : {grads.dq, grads.dk, grads.dv}) fill(grad, 0.0);
-  Tensor delta;
-  {
-    const MemoryScope scope(MemoryCategory::workspace);
-    delta = empty_like(saved.lse);
-  }
-  if (saved.q.dtype() == DType::f64) {
-    output_dot_gradient<double>(problem, saved, d_o, delta);
-    backward_f64(problem, saved, d_o, delta, grads);
-  } else {
-    output_dot_gradient<float>(problem, saved, d_o, delta);
-    backward_f32(problem, saved, d_o, delta, grads);
-  }
+  if (saved.q.dtype() == DType::f64)
+    backward_f64(problem, saved, d_o, grads);
+  else
+    backward_tiles(problem, saved, d_o, grads);
 }
 
 }  // namespace lacuna::cpu

@@ -1,23 +1,40 @@
 #pragma once
-// Tiled f32 attention of one head on the CPU, compiled once per instruction set and chosen at run time.
+// Tiled attention of one head on the CPU, in f32 arithmetic, compiled once per instruction set and chosen at run time.
 
 #include <cstdint>
 
+#include "core/dtype.h"
 #include "ops/sparse_attention/parts.h"
 
 namespace lacuna::cpu {
 
-/// Queries that share one pass over packed keys in forward, and keys that share one pass over queries in backward.
+/// Queries whose softmax is under way at once in forward: they share one pass over packed keys.
 inline constexpr int64_t kSlice = 256;
 
-/// One head of one batch entry: pointers to its element 0 at position 0, and the distance between positions.
-struct HeadSequence {
-  int64_t n, d_qk, d_v, row_qk, row_v;
-  const float *q, *k, *v;
-  float *o, *lse;  // lse [n]
+/// The rows of one head in a tensor: `width` elements at `data` for position 0, `distance` elements from one position
+/// to the next.
+struct Rows {
+  const void* data;
+  DType dtype;  // f32, bf16 or f16
+  int64_t distance, width;
+};
 
-  const float *d_o = nullptr, *delta = nullptr;  // delta [n]: sum over d_v of d_o * o
-  float *dq = nullptr, *dk = nullptr, *dv = nullptr;
+struct ResultRows {
+  float* data;
+  int64_t distance, width;
+};
+
+/// One head of one batch entry.
+struct HeadSequence {
+  int64_t n;
+  Rows q, k, v;
+  float* lse;  // [n]
+
+  ResultRows o;  // of forward
+
+  Rows saved_o, d_o;  // of backward
+  float* delta;       // [n]: sum over d_v of d_o * o
+  ResultRows dq, dk, dv;
 };
 
 /// The instruction set in use, by Highway's name: AVX3, AVX2, ...
@@ -26,11 +43,32 @@ const char* tile_target();
 /// Floats of scratch that the functions below need, aligned to 64 bytes.
 int64_t tile_scratch_floats(int64_t d_qk, int64_t d_v);
 
-/// o and lse of the queries [rows.begin, rows.end), at most kSlice of them, of a group of the part. With `merge`, o and
-/// lse hold the result of earlier parts, and this part joins them in one softmax.
-void forward_slice(const HeadSequence& head, const Part& part, int64_t group, Range rows, bool merge, float* scratch);
+/// o and lse of the queries `rows`, at most kSlice of them, of a group of the part. With `merge`, o and lse hold the
+/// result of earlier parts, and this part joins them in one softmax.
+struct ForwardTask {
+  HeadSequence head;
+  const Part* part;
+  int64_t group;
+  Range rows;
+  bool merge;
+};
+
+/// What a task meets first, and so begins: dq and delta of its queries, dk and dv of its keys.
+struct Begins {
+  bool queries, keys;
+};
 
 /// Adds to dq, dk and dv what the pairs of the queries `rows` and the keys `keys`, both of one group, contribute.
-void backward_slab(const HeadSequence& head, const Part& part, int64_t group, Range rows, Range keys, float* scratch);
+struct BackwardTask {
+  HeadSequence head;
+  const Part* part;
+  int64_t group;
+  Range rows, keys;
+  Begins begins;
+};
+
+/// `next`, if not null, is what will probably run next: its rows are fetched into the caches meanwhile.
+void forward_slice(const ForwardTask& task, const ForwardTask* next, float* scratch);
+void backward_block(const BackwardTask& task, const BackwardTask* next, float* scratch);
 
 }  // namespace lacuna::cpu

@@ -40,7 +40,7 @@ struct Result {
 
 template <class T>
 struct Inputs {
-  std::vector<T> q, k, v, d_o;  // the same f32 numbers in either dtype
+  std::vector<T> q, k, v, d_o;  // the same f32 numbers, rounded to T
 
   explicit Inputs(const Case& c)
       : q(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_qk, 1)),
@@ -49,14 +49,22 @@ struct Inputs {
         d_o(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_v, 4)) {}
 };
 
+template <class T>
+std::vector<double> widened(const std::vector<T>& x) {
+  return {x.begin(), x.end()};
+}
+
 /// The f64 answer, and for each number the size of what was summed for it, by which rounding errors are judged.
 struct Exact {
   Result<double> value, size;
 };
 
-/// Dense attention under the mask of pattern.h, pair by pair from the equations.
+/// Dense attention under the mask of pattern.h, pair by pair from the equations, of inputs rounded to T.
+template <class T>
 Exact dense_masked(const Case& c) {
-  const Inputs<double> in(c);
+  Inputs<double> in(c);
+  const Inputs<T> rounded(c);
+  in.q = widened(rounded.q), in.k = widened(rounded.k), in.v = widened(rounded.v), in.d_o = widened(rounded.d_o);
   const Result<double> zero{std::vector<double>(in.v.size()), std::vector<double>(in.q.size()),
                             std::vector<double>(in.k.size()), std::vector<double>(in.v.size())};
   Exact r{zero, zero};
@@ -126,28 +134,46 @@ Result<T> run(const Case& c) {
   return {to_vector<T>(o.value()), to_vector<T>(q.grad()), to_vector<T>(k.grad()), to_vector<T>(v.grad())};
 }
 
-/// Whether every number is within `tolerance` times the size of what was summed for it.
+/// Half the distance between neighbouring numbers of T around 1, and around 0: the error of rounding.
+struct Rounding {
+  double relative, absolute;
+};
+template <class T>
+constexpr Rounding kRounding{0x1p-53, 0};
+template <>
+constexpr Rounding kRounding<float>{0x1p-24, 0};
+template <>
+constexpr Rounding kRounding<bf16>{0x1p-8, 0};
+template <>
+constexpr Rounding kRounding<f16>{0x1p-11, 0x1p-25};
+
+/// Whether every number is within what arithmetic whose sums err by `tolerance` times the size of what is summed, and
+/// one rounding to T, allow.
 template <class T>
 bool near(const std::vector<T>& ours, const std::vector<double>& exact, const std::vector<double>& size,
           double tolerance) {
   REQUIRE(ours.size() == exact.size());
-  for (size_t i = 0; i < ours.size(); ++i)
-    if (!(std::abs(static_cast<double>(ours[i]) - exact[i]) <= tolerance * size[i])) {
-      MESSAGE("element ", i, ": ", ours[i], ", not ", exact[i], " within ", tolerance * size[i]);
+  for (size_t i = 0; i < ours.size(); ++i) {
+    const double error = tolerance * size[i];
+    const double allowed = error + kRounding<T>.relative * (std::abs(exact[i]) + error) + kRounding<T>.absolute;
+    if (!(std::abs(static_cast<double>(ours[i]) - exact[i]) <= allowed)) {
+      MESSAGE("element ", i, ": ", static_cast<double>(ours[i]), ", not ", exact[i], " within ", allowed);
       return false;
     }
+  }
   return true;
 }
 
-/// f32: a few roundings, as few as the random walk of a sum of some hundred terms and the exponential (2e-7) leave.
+/// f32 arithmetic: a few roundings, as few as the random walk of a sum of some hundred terms and the exponential (2e-7)
+/// leave. Backward reads the o that was rounded to T, so dq and dk, whose terms hold d_o . o, err by that much more.
 template <class T>
 bool is_exact(const Case& c) {
-  const double tolerance = std::is_same_v<T, float> ? 8 * 1.2e-7 : 1e-13;
+  const double tolerance = std::is_same_v<T, double> ? 1e-13 : 8 * 1.2e-7;
+  const double with_o = sizeof(T) == 2 ? tolerance + kRounding<T>.relative : tolerance;
   const Result<T> ours = run<T>(c);
-  const Exact exact = dense_masked(c);
-  return near(ours.o, exact.value.o, exact.size.o, tolerance) &&
-         near(ours.dq, exact.value.dq, exact.size.dq, tolerance) &&
-         near(ours.dk, exact.value.dk, exact.size.dk, tolerance) &&
+  const Exact exact = dense_masked<T>(c);
+  return near(ours.o, exact.value.o, exact.size.o, tolerance) && near(ours.dq, exact.value.dq, exact.size.dq, with_o) &&
+         near(ours.dk, exact.value.dk, exact.size.dk, with_o) &&
          near(ours.dv, exact.value.dv, exact.size.dv, tolerance);
 }
 
@@ -196,6 +222,19 @@ TEST_CASE("sparse_attention: f32 equals f64 dense attention under the mask") {
   }));
 }
 
+TEST_CASE_TEMPLATE("sparse_attention: bf16 and f16 are rounded only where they are stored", T, bf16, f16) {
+  for (const Case& c : chosen_cases()) {
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    CHECK(is_exact<T>(c));
+  }
+  CHECK(rc::check([] {
+    const int64_t n_heads = *rc::gen::inRange(1, 5);
+    const Case c{*rc::gen::inRange(1, 3),  *rc::gen::inRange(1, 150), n_heads,
+                 *rc::gen::inRange(1, 40), *rc::gen::inRange(1, 40),  random_layer(70, n_heads)};
+    RC_ASSERT(is_exact<T>(c));
+  }));
+}
+
 TEST_CASE("sparse_attention: every instruction set gives the answer") {
   const std::vector<Case> cases = chosen_cases();
   std::vector<std::string> used;
@@ -208,6 +247,10 @@ TEST_CASE("sparse_attention: every instruction set gives the answer") {
     CAPTURE(name);
     CHECK(name == std::string(hwy::TargetName(target)));
     for (size_t i = 1; i < cases.size(); i += 2) CHECK(is_exact<float>(cases[i]));
+    for (size_t i = 2; i < cases.size(); i += 4) {
+      CHECK(is_exact<bf16>(cases[i]));
+      CHECK(is_exact<f16>(cases[i]));
+    }
     used.push_back(name);
   }
   hwy::SetSupportedTargetsForTest(0);
@@ -367,7 +410,7 @@ TEST_CASE("sparse_attention: bad arguments are named") {
   expect(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), 3,
          "sparse_attention: the last dimension of q and k must be a positive multiple of n_heads = 3, got [1, 2, 4]");
   const Variable i32(zeros({1, 2, 4}, DType::i32));
-  expect(i32, i32, i32, 1, "sparse_attention: q, k and v must be f32 or f64, got i32");
+  expect(i32, i32, i32, 1, "sparse_attention: q, k and v must be f32, bf16, f16 or f64, got i32");
   CHECK_THROWS_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), Variable(zeros({1, 2, 4}, DType::f64)), dense, 1),
                   Error);
   CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), {{{Local{0}}}}, 1),
