@@ -44,8 +44,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
 
   const Tensor x_rows = x.value().reshape({rows, d_in});
   Tensor y = empty({rows, d_out}, x.dtype(), x.device());
-  if (bias.defined()) LACUNA_DISPATCH(x.device(), broadcast_row, bias.value(), y);
-  LACUNA_DISPATCH(x.device(), matrix_product, false, x_rows, true, weight.value(), bias.defined() ? 1.0 : 0.0, y);
+  LACUNA_DISPATCH(x.device(), linear, x_rows, weight.value(), bias.defined() ? bias.value() : Tensor(), y);
 
   auto backward = [x_rows, weight = weight.value(), x_shape = x.shape()](const Tensor& dy, const Needs& needs) {
     const int64_t rows = x_rows.dim(0), d_out = weight.dim(0), d_in = weight.dim(1);

@@ -12,7 +12,7 @@ namespace lacuna {
 ///   bias    [d_out]          same; may be undefined: no bias
 ///   y       [..., d_out]
 ///
-/// f32 runs on oneDNN's sgemm, f64 on a plain blocked loop. The weight's gradient is added straight into its buffer
+/// f32 runs on oneDNN, f64 on a plain blocked loop. The weight's gradient is added straight into its buffer
 /// when it has one. Throws Error when shapes, dtypes or devices disagree.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
@@ -21,8 +21,8 @@ Variable matmul(const Variable& a, const Variable& b);
 
 /// C = alpha op(A) op(B) + beta C on row-major matrices, op(X) = X or X^T.
 /// op(A) is [m, k], op(B) [k, n], C [m, n]; lda, ldb, ldc are the distances between rows as stored.
-void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
-          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t lda,
+          const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
 void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
           int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc);
 

@@ -7,8 +7,8 @@ namespace lacuna::cpu {
 void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
                     const Tensor& c);
 
-/// Every row of y [rows, cols] = row [cols].
-void broadcast_row(Stream stream, const Tensor& row, const Tensor& y);
+/// y [rows, d_out] = x weight^T, plus bias in every row if it is defined; x [rows, d_in], weight [d_out, d_in].
+void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y);
 
 /// sum [cols] = the sum of the rows of x [rows, cols].
 void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum);

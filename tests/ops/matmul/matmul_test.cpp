@@ -90,6 +90,15 @@ TEST_CASE("linear: f32 is as accurate as the plain loop") {
   }
 }
 
+TEST_CASE("linear: without bias it is as with a bias of 0") {
+  for (const DType dtype : {DType::f32, DType::f64})
+    for (const int64_t rows : {3, 40}) {
+      const std::vector<Tensor> in = random_inputs(rows, 31, 29, dtype);
+      const Variable x(in[0]), weight(in[1]), zero(zeros({29}, dtype));
+      CHECK(max_distance(linear(x, weight).value(), linear(x, weight, zero).value()) == 0.0);
+    }
+}
+
 TEST_CASE("linear, matmul: gradients match finite differences") {
   const Variable x = random_leaf({2, 3, 5}, 1), weight = random_leaf({4, 5}, 2), bias = random_leaf({4}, 3);
   expect_gradients({x, weight, bias}, [&] { return linear(x, weight, bias); });
