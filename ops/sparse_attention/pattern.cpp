@@ -139,7 +139,7 @@ void check_heads(const LayerPattern& layer, int64_t n_heads) {
               " patterns that '|' splits the heads over, got ", n_heads);
   for (const PatternUnion& patterns : layer.heads) {
     check_usage(!patterns.empty(), "attention: a head needs at least one pattern, got none");
-    for (const Pattern& pattern : patterns) pattern.validate(n_heads);
+    for (const Pattern& pattern : patterns) pattern.check_heads(n_heads);
   }
 }
 

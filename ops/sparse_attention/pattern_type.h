@@ -39,8 +39,9 @@ struct Field {
 ///
 ///   static constexpr std::string_view name;        as parse_attention reads it
 ///   static std::vector<Field<P>> fields();
-///   bool operator()(int64_t i, int64_t j) const;   the predicate: whether query i attends to key j; implies 0 <= j <=
-///   i std::vector<View> views() const;               the same pairs as bands: what kernels compute operator==
+///   bool operator()(int64_t i, int64_t j) const;   whether query i attends to key j; implies 0 <= j <= i
+///   std::vector<View> views() const;               the same pairs as bands: what kernels compute
+///   operator==
 ///
 /// and, where it needs them,
 ///
@@ -79,8 +80,11 @@ void check_fields(const P& p) {
 /// Any pattern, as a value.
 class Pattern {
  public:
+  /// Throws UsageError as check_fields does.
   template <PatternType P>
-  Pattern(const P& p) : self_(std::make_shared<Holder<P>>(p)) {}  // NOLINT: a pattern is a Pattern
+  Pattern(const P& p) : self_(std::make_shared<Holder<P>>(p)) {
+    check_fields(p);
+  }
 
   /// How often key j counts for query i: 0 or 1, more for patterns with multiplicities.
   int64_t multiplicity(int64_t i, int64_t j) const { return self_->multiplicity(i, j); }
@@ -93,8 +97,8 @@ class Pattern {
 
   Pattern for_head(int64_t h) const { return self_->for_head(h); }
 
-  /// Throws UsageError that names the pattern, field, value and rule.
-  void validate(int64_t n_heads) const { self_->validate(n_heads); }
+  /// Throws UsageError when the pattern cannot be split over n_heads.
+  void check_heads(int64_t n_heads) const { self_->check_heads(n_heads); }
 
   /// The pattern as parse_attention reads it.
   std::string text() const { return self_->text(); }
@@ -115,7 +119,7 @@ class Pattern {
     virtual std::vector<View> views() const = 0;
     virtual bool counts_keys() const = 0;
     virtual Pattern for_head(int64_t h) const = 0;
-    virtual void validate(int64_t n_heads) const = 0;
+    virtual void check_heads(int64_t n_heads) const = 0;
     virtual std::string text() const = 0;
     virtual bool equals(const Pattern& other) const = 0;
   };
@@ -140,8 +144,7 @@ class Pattern {
       else
         return value;
     }
-    void validate(int64_t n_heads) const override {
-      check_fields(value);
+    void check_heads([[maybe_unused]] int64_t n_heads) const override {
       if constexpr (requires { value.check_heads(n_heads); }) value.check_heads(n_heads);
     }
     std::string text() const override {
@@ -193,7 +196,6 @@ PatternKind kind_of() {
                      const std::vector<Field<P>> fields = P::fields();
                      for (size_t f = 0; f < fields.size(); ++f)
                        if (!values[f].empty()) fields[f].set(p, values[f]);
-                     check_fields(p);
                      return p;
                    }};
   for (const Field<P>& field : P::fields()) kind.fields.push_back({field.name, field.required, field.is_list});

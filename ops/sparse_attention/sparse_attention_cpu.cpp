@@ -83,7 +83,7 @@ Slicing backward_slicing(const AttentionProblem& problem, int64_t h, size_t m) {
   constexpr int64_t kMostRows = 8 * kSlice;                          // keep enough tasks
   const int64_t thinned = keys.period / keys.width / view.residues;  // queries per key
   slicing.rows = std::min(kMostRows, kSlice * std::max<int64_t>(1, std::min(thinned, kMostRows)));
-  const int64_t rows_of_segment = view.segment / view.residues;
+  const int64_t rows_of_segment = std::max<int64_t>(1, view.segment / view.residues);
   if (rows_of_segment <= slicing.rows) slicing.rows -= slicing.rows % rows_of_segment;
   return slicing;
 }

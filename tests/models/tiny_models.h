@@ -22,6 +22,8 @@ inline const std::vector<std::string> kPatterns{
     "fixed_block(stride=6) | fixed_summary(stride=6, c=2)",
     "fixed_block(stride=6), fixed_summary(stride=6, c=3, sub_blocks=2)",
     "dense, local(window=3) + fixed_summary(stride=7, c=1)",
+    "local(window=3) + global(n=2), dilated(window=3, dilation=4)",
+    "longnet(w=4:12, r=1:3)",
 };
 
 inline ModelConfig tiny_config(const std::string& attention) {

@@ -265,14 +265,19 @@ TEST_CASE("pattern: a mistake in the text is named") {
   CHECK(error("local(window=8.5)") == "local: expected ',' or ')', got '.5)'");
 }
 
-TEST_CASE("pattern: validate checks fields and heads") {
+TEST_CASE("pattern: constructing one checks its fields") {
+  CHECK(message_of<UsageError>([] { Pattern(Column{0}); }) == "column: stride must be at least 1, got 0");
+  CHECK(message_of<UsageError>([] { Pattern(Local{}); }) == "local: window must be at least 1, got 0");
+  CHECK(message_of<UsageError>([] { Pattern(LongNet{}); }) == "longnet: w must have at least one number, got none");
+  CHECK(message_of<UsageError>([] { Pattern(FixedSummary{8, 9}); }) ==
+        "fixed_summary: c * sub_blocks must be at most stride, got 9 * 1 > 8");
+}
+
+TEST_CASE("pattern: validate checks layers and heads") {
   const auto error = [](const AttentionPattern& attention, int64_t n_heads) {
     return message_of<UsageError>([&] { validate(attention, n_heads); });
   };
-  CHECK(error({{{{{Column{0}}}}}}, 1) == "column: stride must be at least 1, got 0");
-  CHECK(error({{{{{Local{}}}}}}, 1) == "local: window must be at least 1, got 0");
   CHECK(error(parse_attention("dense"), 0) == "attention: n_heads must be at least 1, got 0");
-  CHECK(error({{{{{LongNet{}}}}}}, 1) == "longnet: w must have at least one number, got none");
   CHECK(error({}, 1) == "attention: needs at least one layer's pattern, got none");
   CHECK(error({{LayerPattern{}}}, 1) == "attention: a layer needs at least one pattern, got none");
   CHECK(error({{LayerPattern{{{}}}}}, 1) == "attention: a head needs at least one pattern, got none");
@@ -285,7 +290,7 @@ TEST_CASE("pattern: validate checks fields and heads") {
 
 namespace {
 
-/// Even positions back, at least two of them: a pattern that a user might add.
+/// A pattern that a user might add.
 struct EvenFromTwo {
   int64_t start = 0;
 
