@@ -195,7 +195,15 @@ std::vector<Case> chosen_cases() {
           {1, 40, 1, 4, 4, layer("column(stride=1099511627776) + local(window=1099511627776)")},  // the largest
           {1, 40, 1, 4, 4, layer("column(stride=1099511627776)")},
           {1, 48, 1, 3, 2, layer("fixed_block(stride=47) + column(stride=2)")},  // one of two groups has all the keys
-          {1, 97, 3, 17, 1, layer("dense + local(window=5) + column(stride=3)")}};
+          {1, 97, 3, 17, 1, layer("dense + local(window=5) + column(stride=3)")},
+          {1, 1100, 1, 8, 8, layer("global(n=40)")},
+          {1, 1100, 1, 8, 8, layer("global(n=300) + local(window=33)")},
+          {1, 701, 2, 16, 8, layer("global(n=5) | dilated(window=40, dilation=7)")},
+          {1, 900, 1, 8, 8, layer("dilated(window=40, dilation=7) + local(window=20) + global(n=9)")},
+          {1, 1300, 1, 8, 8, layer("longnet(w=64:512, r=1:8)")},
+          {1, 1301, 1, 8, 8, layer("longnet(w=300:1000, r=3:5)")},
+          {1, 1301, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=270)")},
+          {1, 1100, 1, 8, 8, layer("fixed_block(stride=300) + global(n=280) + column(stride=30)")}};
 }
 
 }  // namespace
