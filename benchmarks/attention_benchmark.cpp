@@ -33,9 +33,9 @@
 #include "benchmarks/timing.h"
 #include "core/allocator.h"
 #include "core/rng.h"
+#include "ops/sparse_attention/parts.h"
 #include "ops/sparse_attention/sparse_attention.h"
 #include "ops/sparse_attention/tiles_cpu.h"
-#include "ops/sparse_attention/parts.h"
 
 using namespace lacuna;
 

@@ -1,16 +1,16 @@
 // Tokens per second and peak memory of a full training step (forward, recompute, backward, clipping, Adam, averaged
 // weights), and of the same model trained by PyTorch.
 //
-//   train_step_benchmark [--seconds=10] [--runs=3] [--python=python3] [--weights=FOLDER] [NAME...]
+//   train_step_benchmark [--seconds=10] [--runs=5] [--python=python3] [--weights=FOLDER] [NAME...]
 //
 // A NAME is one of kRivals or a preset, as enwik8/laptop or imagenet64/imagenet64-152m; presets run one micro-batch.
 // Every case has a process of its own, so that its resident memory is its own, and prints the best and the median of
 // many short steps. After the case `rival`, PyTorch trains the weights and tokens that it ended with: both print their
-// loss on them. "elsewhere" is the time that other processes took of the CPUs meanwhile: above a few percent the row
-// says more about them.
+// loss on them. Its attention is dense under the mask: a softmax between two products, scaled_dot_product_attention,
+// and that through torch.compile. "elsewhere" is the time that other processes took of the CPUs meanwhile: above a few
+// percent the row says more about them.
 
 #include <fmt/core.h>
-#include <fmt/ranges.h>
 #include <omp.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -47,8 +47,9 @@ using nlohmann::json;
 
 struct Options {
   double seconds = 10.0;
-  int64_t runs = 3;
+  int64_t runs = 5;
   std::string python = std::getenv("PYTHON") ? std::getenv("PYTHON") : "python3";
+  std::vector<std::string> pytorch{"products", "sdpa", "compile"};  // its ways to run the rival
   fs::path weights;
   std::vector<std::string> names{"rival",
                                  "rival-recompute",
@@ -213,18 +214,22 @@ std::string describe(const Case& c) {
 /// PyTorch on the weights and tokens in `folder`, in each of its ways to compute the same.
 void measure_pytorch(const Options& options, const fs::path& folder, const json& ours) {
   double fastest_ms = 0.0, fastest_median_ms = 0.0;
-  for (const std::vector<std::string>& how :
-       {std::vector<std::string>{"--kernel", "products"}, {"--kernel", "sdpa"}, {"--kernel", "sdpa", "--compile"}}) {
+  for (const std::string& way : options.pytorch) {
     std::vector<std::string> command{options.python,
                                      LACUNA_SOURCE_DIR "/benchmarks/pytorch/train_step.py",
                                      "--json",
                                      "--threads",
                                      std::to_string(omp_get_max_threads()),
+                                     "--steps",
+                                     std::to_string(options.runs),
                                      "--weights",
                                      folder / "model.safetensors",
                                      "--tokens",
                                      folder / "tokens.bin"};
-    command.insert(command.end(), how.begin(), how.end());
+    if (way == "compile")
+      command.emplace_back("--compile");
+    else
+      command.insert(command.end(), {"--kernel", way});
     const Child child = in_child([&] {
       std::vector<char*> arguments;
       for (std::string& argument : command) arguments.push_back(argument.data());
@@ -238,12 +243,12 @@ void measure_pytorch(const Options& options, const fs::path& folder, const json&
     }
     const std::string version = child.result["pytorch"];
     if (child.result.contains("absent")) {
-      fmt::print("  PyTorch {}, {}: {}\n", version, fmt::join(how, " "), child.result["absent"].get<std::string>());
+      fmt::print("  PyTorch {}, {}: {}\n", version, way, child.result["absent"].get<std::string>());
       continue;
     }
     const double best_ms = child.result["best_ms"], median_ms = child.result["median_ms"];
     if (fastest_ms == 0.0 || best_ms < fastest_ms) fastest_ms = best_ms, fastest_median_ms = median_ms;
-    print_row(fmt::format("  PyTorch {}, {}", version, fmt::join(how, " ")), child,
+    print_row(fmt::format("  PyTorch {}, {}", version, way), child,
               fmt::format("ours is {:.2f}x, median {:.2f}x; loss {:.6f}", best_ms / ours["best_ms"].get<double>(),
                           median_ms / ours["median_ms"].get<double>(), child.result["loss_nats"].get<double>()));
   }
@@ -286,6 +291,9 @@ int main(int argc, char** argv) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--python", options.python, "has PyTorch (default: $PYTHON, else python3)");
+  app.add_option("--pytorch", options.pytorch, "its ways to run the case rival: products, sdpa, compile")
+      ->check(CLI::IsMember({"products", "sdpa", "compile"}))
+      ->delimiter(',');
   app.add_option("--weights", weights, "folder to keep the weights and tokens of the case rival in");
   app.add_option("NAME", options.names, "rival, rival-recompute, rival-dense, PROGRAM/PRESET");
   CLI11_PARSE(app, argc, argv);

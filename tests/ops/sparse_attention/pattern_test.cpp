@@ -269,8 +269,9 @@ TEST_CASE("pattern: constructing one checks its fields") {
   CHECK(message_of<UsageError>([] { Pattern(Column{0}); }) == "column: stride must be at least 1, got 0");
   CHECK(message_of<UsageError>([] { Pattern(Local{}); }) == "local: window must be at least 1, got 0");
   CHECK(message_of<UsageError>([] { Pattern(LongNet{}); }) == "longnet: w must have at least one number, got none");
-  CHECK(message_of<UsageError>([] { Pattern(FixedSummary{8, 9}); }) ==
-        "fixed_summary: c * sub_blocks must be at most stride, got 9 * 1 > 8");
+  CHECK(message_of<UsageError>([] {
+          Pattern(FixedSummary{8, 9});
+        }) == "fixed_summary: c * sub_blocks must be at most stride, got 9 * 1 > 8");
 }
 
 TEST_CASE("pattern: validate checks layers and heads") {
