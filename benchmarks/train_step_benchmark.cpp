@@ -293,7 +293,8 @@ int main(int argc, char** argv) {
   app.add_option("--python", options.python, "has PyTorch (default: $PYTHON, else python3)");
   app.add_option("--pytorch", options.pytorch, "its ways to run the case rival: products, sdpa, compile")
       ->check(CLI::IsMember({"products", "sdpa", "compile"}))
-      ->delimiter(',');
+      ->delimiter(',')
+      ->allow_extra_args(false);
   app.add_option("--weights", weights, "folder to keep the weights and tokens of the case rival in");
   app.add_option("NAME", options.names, "rival, rival-recompute, rival-dense, PROGRAM/PRESET");
   CLI11_PARSE(app, argc, argv);
