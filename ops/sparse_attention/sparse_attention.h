@@ -17,8 +17,11 @@ namespace lacuna {
 ///
 /// bf16 and f16 are widened to f32 as they are read; scores, softmax and all sums are f32 (o of a merged pattern and
 /// the gradients in f32 workspace of their size), and o and each gradient are rounded once, when they are stored. f64
-/// is computed in f64 throughout, query by query. Throws Error when shapes, dtypes or devices disagree, UsageError for
-/// an invalid pattern. Source: Sec. 4.2, 4.3, 5.1, 5.5 of the paper; Dao et al. 2022 for the recomputed backward.
+/// is computed in f64 throughout, query by query.
+///
+/// Throws Error when shapes, dtypes or devices disagree, UsageError for an invalid pattern.
+///
+/// Source: Sec. 4.2, 4.3, 5.1, 5.5 of the paper; Dao et al. 2022 for the recomputed backward.
 Variable sparse_attention(const Variable& q, const Variable& k, const Variable& v, const LayerPattern& pattern,
                           int64_t n_heads);
 
