@@ -82,10 +82,11 @@ void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tenso
     for (int64_t bh = 0; bh < batch * n_heads; ++bh) {
       const int64_t b = bh / n_heads, h = bh % n_heads;
       const T *k = k_rows.data<T>() + b * rows * d_qk, *v = v_rows.data<T>() + b * rows * d_v;
+      const std::vector<Store>& stores = heads[static_cast<size_t>(h)];
+      const int64_t i = position;  // clang 14 captures no variable from outside the parallel region in what follows
       attend_rows(
           [&](const auto& visit) {
-            for_each_key_row(heads[static_cast<size_t>(h)], position,
-                             [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
+            for_each_key_row(stores, i, [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
           },
           q.data<T>() + bh * d_qk, d_qk, d_v, o.data<T>() + bh * d_v);
     }
