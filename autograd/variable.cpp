@@ -199,4 +199,12 @@ void check_same_dtype_and_device(const char* op, std::initializer_list<Variable>
             first.dtype(), " on ", first.device(), " and ", v.dtype(), " on ", v.device());
 }
 
+void check_parameters(const char* op, const Variable& x, std::initializer_list<Variable> parameters) {
+  const DType dtype = accumulation_dtype(x.dtype());
+  for (const Variable& p : parameters)
+    if (p.defined())
+      check(p.dtype() == dtype && p.device() == x.device(), op, ": parameters must be ", dtype, " on ", x.device(),
+            " for x of ", x.dtype(), ", got ", p.dtype(), " on ", p.device());
+}
+
 }  // namespace lacuna

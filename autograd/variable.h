@@ -111,4 +111,8 @@ void backward(const Variable& root);
 /// Throws Error unless all defined variables have one dtype and device. The first must be defined.
 void check_same_dtype_and_device(const char* op, std::initializer_list<Variable> variables);
 
+/// Throws Error unless all defined parameters are on the device of the activation x and have its dtype, or f32 where x
+/// is bf16 or f16.
+void check_parameters(const char* op, const Variable& x, std::initializer_list<Variable> parameters);
+
 }  // namespace lacuna

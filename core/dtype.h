@@ -38,16 +38,29 @@ DType parse_dtype(std::string_view name);
 
 bool is_floating(DType dtype);
 
+/// Whether it is bf16 or f16: a type to store and move, in which nothing is summed.
+bool is_16_bit(DType dtype);
+
+/// The dtype of parameters, statistics, losses and sums beside activations of `dtype`: f32 for bf16 and f16, otherwise
+/// the same.
+DType accumulation_dtype(DType dtype);
+
 std::ostream& operator<<(std::ostream& out, DType dtype);
 
 template <class T>
 inline constexpr DType dtype_of = [] {
-  if constexpr (std::is_same_v<T, double>) return DType::f64;
-  else if constexpr (std::is_same_v<T, float>) return DType::f32;
-  else if constexpr (std::is_same_v<T, bf16>) return DType::bf16;
-  else if constexpr (std::is_same_v<T, f16>) return DType::f16;
-  else if constexpr (std::is_same_v<T, int64_t>) return DType::i64;
-  else if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
+  if constexpr (std::is_same_v<T, double>)
+    return DType::f64;
+  else if constexpr (std::is_same_v<T, float>)
+    return DType::f32;
+  else if constexpr (std::is_same_v<T, bf16>)
+    return DType::bf16;
+  else if constexpr (std::is_same_v<T, f16>)
+    return DType::f16;
+  else if constexpr (std::is_same_v<T, int64_t>)
+    return DType::i64;
+  else if constexpr (std::is_same_v<T, int32_t>)
+    return DType::i32;
   else {
     static_assert(std::is_same_v<T, uint8_t>, "no DType for this element type");
     return DType::u8;

@@ -148,12 +148,13 @@ void add_into(const char* op, const Tensor& a, const Tensor& b, const Tensor& y)
         a.shape(), " and ", b.dtype(), ' ', b.shape());
   check_on_cpu(op, a);
   check_on_cpu(op, b);
-  dispatch_f32_f64(a.dtype(), op, [&]<class T>() {
+  check(is_floating(a.dtype()), op, ": dtype must be floating, got ", a.dtype());
+  dispatch_any(a.dtype(), [&]<class T>() {
     const T* const left = a.data<T>();
     const T* const right = b.data<T>();
     T* const sum = y.data<T>();
     parallel_for(a.numel(), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) sum[i] = left[i] + right[i];
+      for (int64_t i = begin; i < end; ++i) sum[i] = T(left[i] + right[i]);
     });
   });
 }

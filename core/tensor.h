@@ -78,7 +78,7 @@ Tensor to_dtype(const Tensor& t, DType dtype);
 /// A copy in storage of its own.
 Tensor clone(const Tensor& t);
 
-/// y += x, element by element; shapes, dtypes and devices must agree. f32 and f64.
+/// y += x, element by element; shapes, dtypes and devices must agree. bf16 and f16 sums are f32, rounded once.
 void add_in_place(const Tensor& y, const Tensor& x);
 
 /// a + b in storage of its own; conditions as for add_in_place.

@@ -145,13 +145,9 @@ std::vector<ConfigKey> make_keys() {
       "train.seed", refuse, 0, INT64_MAX, "of initialization, data order, dropout and sampling",
       [](auto& c) -> auto& { return c.train.seed; }));
   keys.push_back(text(
-      "train.dtype", refuse, "f32 or f64", [](const ExperimentConfig& c) { return name_of(c.train.dtype); },
-      [](ExperimentConfig& c, const std::string& s) {
-        const DType dtype = parse_dtype(s);
-        check_usage(dtype == DType::f32 || dtype == DType::f64, "training in ", dtype,
-                    " is not in this build; use f32 or f64");
-        c.train.dtype = dtype;
-      }));
+      "train.dtype", refuse, "of activations: f32, bf16, f16 or f64; parameters are f32 beside bf16 and f16",
+      [](const ExperimentConfig& c) { return name_of(c.train.dtype); },
+      [](ExperimentConfig& c, const std::string& s) { c.train.dtype = parse_compute_dtype("train.dtype", s); }));
   keys.push_back(integer(
       "train.eval_every", ignore, 1, kMany, "steps between evaluations",
       [](auto& c) -> auto& { return c.train.eval_every; }));

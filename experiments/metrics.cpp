@@ -57,7 +57,7 @@ void MetricsFile::write(const StepMetrics& m) {
                   {"bits_per_dim", m.loss_nats / std::numbers::ln2},
                   {"lr", m.lr},
                   {"grad_norm", m.grad_norm},
-                  {"loss_scale", 1},
+                  {"loss_scale", m.loss_scale},
                   {"step_ms", m.step_ms},
                   {"tokens_per_s", m.tokens_per_s},
                   {"mfu", nullptr},

@@ -13,7 +13,8 @@ struct StepMetrics {
   int64_t step = 0, samples = 0, tokens = 0;  // samples and tokens so far
   double loss_nats = 0.0;                     // of this step's batch, before its update
   double lr = 0.0;
-  double grad_norm = 0.0;  // before clipping
+  double grad_norm = 0.0;  // before clipping, without the loss scale; not finite: the step was skipped
+  double loss_scale = 1.0;
   double step_ms = 0.0;
   double tokens_per_s = 0.0;
   int64_t memory_bytes = 0;  // highest so far, all categories together
@@ -38,7 +39,7 @@ class MetricsFile {
   MetricsFile(const MetricsFile&) = delete;
   MetricsFile& operator=(const MetricsFile&) = delete;
 
-  /// loss_scale is 1 (no scaling in f32) and mfu null: on a CPU there is no agreed peak to be a fraction of.
+  /// A grad_norm that is not finite becomes null. mfu is null: on a CPU there is no agreed peak to be a fraction of.
   void write(const StepMetrics& metrics);
   void write(const EvalMetrics& metrics);
 

@@ -69,7 +69,7 @@ void add_common(CLI::App& app, Options& o, RawFlags& raw, const std::string& pro
   app.add_option("--config", o.config_file, "TOML file with [model], [train] and [data], over the preset");
   app.add_option("--set", o.set, "key=value, over the file; may be repeated")->allow_extra_args(false);
   app.add_option("--device", raw.device, "auto, cpu or cuda");
-  app.add_option("--dtype", raw.dtype, "f32 or f64");
+  app.add_option("--dtype", raw.dtype, "of activations: f32, bf16, f16 or f64");
   app.add_option("--seed", raw.seed, "of everything random");
   app.add_option("--threads", raw.threads, "threads of the CPU");
 }
@@ -87,13 +87,6 @@ void refuse_device(const std::string& device) {
   check_usage(device != "cuda", "--device cuda: not in this build, which has the CPU alone; use --device auto or cpu");
 }
 
-DType parse_compute_dtype(const std::string& text) {
-  const DType dtype = parse_dtype(text);
-  check_usage(dtype == DType::f32 || dtype == DType::f64, "--dtype ", text,
-              ": not in this build, which computes in f32 and f64");
-  return dtype;
-}
-
 std::optional<int64_t> optional_integer(const char* flag, const std::string& text, int64_t min, int64_t max) {
   if (text.empty()) return std::nullopt;
   return parse_integer(flag, text, min, max);
@@ -101,7 +94,7 @@ std::optional<int64_t> optional_integer(const char* flag, const std::string& tex
 
 void read_raw(const RawFlags& raw, Options& o) {
   refuse_device(raw.device);
-  if (!raw.dtype.empty()) o.dtype = parse_compute_dtype(raw.dtype);
+  if (!raw.dtype.empty()) o.dtype = parse_compute_dtype("--dtype", raw.dtype);
   o.seed = optional_integer("--seed", raw.seed, 0, INT64_MAX);
   if (!raw.threads.empty()) o.threads = static_cast<int>(parse_integer("--threads", raw.threads, 1, 1024));
   o.steps = optional_integer("--steps", raw.steps, 1, kMany);

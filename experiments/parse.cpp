@@ -38,6 +38,12 @@ bool parse_flag(std::string_view what, std::string_view text) {
   return text == "true";
 }
 
+DType parse_compute_dtype(std::string_view what, std::string_view text) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+    if (name_of(dtype) == text) return dtype;
+  throw UsageError(concat(what, " must be f32, f64, bf16 or f16, got '", text, "'"));
+}
+
 int64_t parse_bytes(std::string_view what, std::string_view text) {
   std::string_view digits = text;
   int shift = 0;

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/dtype.h"
+
 namespace lacuna {
 
 /// A whole number in [min, max]. Throws UsageError that names `what`, the allowed range and what it got.
@@ -16,6 +18,9 @@ double parse_real(std::string_view what, std::string_view text, double min, doub
 
 /// "true" or "false". Errors as parse_integer.
 bool parse_flag(std::string_view what, std::string_view text);
+
+/// f32, f64, bf16 or f16. Errors as parse_integer.
+DType parse_compute_dtype(std::string_view what, std::string_view text);
 
 /// A number of bytes with an optional suffix K, M, G or T (powers of 1024). Errors as parse_integer.
 int64_t parse_bytes(std::string_view what, std::string_view text);

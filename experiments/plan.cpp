@@ -28,15 +28,16 @@ std::string flop(double count) {
 }
 
 std::string describe_decode(const ExperimentConfig& config) {
-  std::string out = fmt::format("memory of the sampling cache in {}, per sequence of {}\n", name_of(config.train.dtype),
+  const DType dtype = accumulation_dtype(config.train.dtype);  // sampling computes in the dtype of the parameters
+  std::string out = fmt::format("memory of the sampling cache in {}, per sequence of {}\n", name_of(dtype),
                                 format_count(config.model.n_ctx));
   int64_t sum = 0;
-  for (const DecodeCost& kind : decode_cost(config.model, config.train.dtype)) {
+  for (const DecodeCost& kind : decode_cost(config.model, dtype)) {
     out += fmt::format("  {:>3} x {:<14} {:>12}  {}\n", kind.layers, kind.layers == 1 ? "layer" : "layers",
                        format_bytes(kind.bytes), kind.pattern);
     sum += kind.bytes;
   }
-  const int64_t dense = dense_decode_bytes(config.model, config.train.dtype);
+  const int64_t dense = dense_decode_bytes(config.model, dtype);
   out += fmt::format("  {:<20} {:>12}, {:.1f} % of the {} that keep every position\n", "total", format_bytes(sum),
                      100.0 * static_cast<double>(sum) / static_cast<double>(dense), format_bytes(dense));
   return out;

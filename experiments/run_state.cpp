@@ -70,6 +70,9 @@ Json to_json(const RunState& state) {
           {"tokens", state.step * state.config.train.batch * state.config.model.n_ctx},
           {"best_step", state.best_step},
           {"best_bits_per_dim", state.best_bits_per_dim},
+          {"updates", state.updates},
+          {"loss_scale", state.loss_scaler.scale},
+          {"finite_steps", state.loss_scaler.finite_steps},
           {"rng_scheme", Rng::kScheme},
           {"threads", state.threads}};
 }
@@ -86,6 +89,8 @@ RunState state_from_json(const Json& json, const std::string& origin) {
   state.step = json.at("step");
   state.best_step = json.at("best_step");
   state.best_bits_per_dim = json.at("best_bits_per_dim");
+  state.updates = json.value("updates", state.step);  // older checkpoints knew no skipped steps
+  state.loss_scaler = {json.value("loss_scale", 1.0), json.value("finite_steps", int64_t{0})};
   state.threads = json.at("threads");
   return state;
 }
@@ -219,10 +224,10 @@ void load_checkpoint(const fs::path& checkpoint, const RunState& state, const Ru
   std::vector<NamedTensor> moments = named_views(parameters, tensors.adam.exp_avg(), "exp_avg.");
   append(moments, named_views(parameters, tensors.adam.exp_avg_sq(), "exp_avg_sq."));
   read_all(Archive(checkpoint / kOptimizer), moments);
-  tensors.adam.set_steps(state.step);
+  tensors.adam.set_steps(state.updates);
   if (tensors.ema) {
     read_all(Archive(checkpoint / kAverage), named_views(parameters, tensors.ema->average()));
-    tensors.ema->set_updates(state.step);
+    tensors.ema->set_updates(state.updates);
   }
 }
 

@@ -11,6 +11,7 @@
 #include "models/sparse_transformer.h"
 #include "optim/adam.h"
 #include "optim/ema.h"
+#include "optim/loss_scaler.h"
 
 namespace lacuna {
 
@@ -22,7 +23,9 @@ struct RunState {
   int64_t step = 0;       // optimizer steps done
   int64_t best_step = 0;  // where the validation split scored best; 0: nowhere yet
   double best_bits_per_dim = 0.0;
-  int threads = 0;  // of the process that saved
+  LossScaler::State loss_scaler;
+  int64_t updates = 0;  // of the weights: steps less those that loss scaling skipped
+  int threads = 0;      // of the process that saved
 };
 
 /// The tensors of a run, where they live.
@@ -34,7 +37,8 @@ struct RunTensors {
 
 /// The checkpoints of a run: folders step-00001234 with
 ///
-///   model.safetensors                      weights under their documented names, in the dtype of the run; the model's
+///   model.safetensors                      weights under their documented names, in f32, or f64 in an f64 run; the
+///   model's
 ///                                          configuration as metadata
 ///   ema.safetensors                        their averages, under the same names
 ///   optimizer-00000-of-00001.safetensors   exp_avg.<name> and exp_avg_sq.<name>

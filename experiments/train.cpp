@@ -70,7 +70,8 @@ class Trainer {
         folder_(folder),
         console_(console),
         model_(config.model, config.train.seed, config.train.dtype),
-        adam_(model_.parameters(), adam_config(train_)) {
+        adam_(model_.parameters(), adam_config(train_)),
+        scaler_(/*dynamic=*/train_.dtype == DType::f16) {
     if (train_.ema_decay > 0) ema_ = std::make_unique<Ema>(model_.parameters(), train_.ema_decay);
     state_.config = config_;
     state_.data_fingerprint = data.fingerprint();
@@ -140,6 +141,8 @@ class Trainer {
       state_.step = saved.step;
       state_.best_step = saved.best_step;
       state_.best_bits_per_dim = saved.best_bits_per_dim;
+      state_.updates = saved.updates;
+      scaler_.set_state(saved.loss_scaler);
       if (options_.resume != "auto") {
         const fs::path previous = folder_.set_aside_checkpoints_after(state_.step);
         if (!previous.empty()) console_.print("newer checkpoints are kept in " + previous.string());
@@ -198,6 +201,7 @@ class Trainer {
     const int64_t batch = train_.batch, micro = train_.micro_batch > 0 ? train_.micro_batch : batch;
     const Tensor tokens = data_.train_batch(train_.seed, state_.step, batch);
     const Parameters& parameters = model_.parameters();
+    const double scale = scaler_.scale();
     parameters.clear_gradients();
     double loss_nats = 0.0;
     for (int64_t first = 0; first < batch; first += micro) {
@@ -208,15 +212,16 @@ class Trainer {
       const double value = to_dtype(loss.value(), DType::f64).data<double>()[0];
       check(std::isfinite(value), "train: step ", state_.step + 1, ": the loss is ", value,
             first_non_finite("weight", parameters.values()));
-      backward(loss, full({}, loss.dtype(), share));
+      backward(loss, full({}, loss.dtype(), scale * share));
       loss_nats += share * value;
     }
-    const double norm = global_gradient_norm(parameters);
-    check(std::isfinite(norm), "train: step ", state_.step + 1, ": the gradient is not finite",
-          first_non_finite("gradient of", parameters.gradients()));
+    const double norm = global_gradient_norm(parameters) / scale;
     const double lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, state_.step);
-    adam_.step(lr, clip_scale(norm, train_.clip_norm));
-    if (ema_) ema_->update();
+    if (update_scaler(norm)) {
+      adam_.step(lr, clip_scale(norm, train_.clip_norm) / scale);
+      if (ema_) ema_->update();
+      ++state_.updates;
+    }
     ++state_.step;
 
     const double elapsed_s = seconds_since(begin);
@@ -228,10 +233,21 @@ class Trainer {
                                 .loss_nats = loss_nats,
                                 .lr = lr,
                                 .grad_norm = norm,
+                                .loss_scale = scale,
                                 .step_ms = 1000.0 * elapsed_s,
                                 .tokens_per_s = tokens_per_s_,
                                 .memory_bytes = Allocator::of(kCpu).stats().total_peak});
     return loss_nats;
+  }
+
+  // Whether the step is taken; loss scaling skips those whose gradient overflowed.
+  bool update_scaler(double norm) {
+    try {
+      return scaler_.update(norm);
+    } catch (const Error& error) {
+      fail("train: step ", state_.step + 1, ": ", error.what(),
+           first_non_finite("gradient of", model_.parameters().gradients()));
+    }
   }
 
   // ", first in <what> <name> (3 of 4096 elements)", for a message; empty when all are finite.
@@ -281,6 +297,7 @@ class Trainer {
   }
 
   void save() {
+    state_.loss_scaler = scaler_.state();
     save_checkpoint(folder_.checkpoints(), state_, tensors());
     saved_step_ = state_.step;
     prune_checkpoints(folder_.checkpoints(), train_.keep, state_.best_step);
@@ -354,6 +371,7 @@ class Trainer {
   Console& console_;
   SparseTransformer model_;
   Adam adam_;
+  LossScaler scaler_;
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<MetricsFile> metrics_;
   RunState state_;

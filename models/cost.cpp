@@ -18,11 +18,18 @@ int64_t flat_size(const std::vector<ParameterSpec>& specs) {
   return size;
 }
 
-// Widths per token of what the backward functions of a block capture. In the order of residual_block.cpp: the norm_a
+// Bytes per token of what the backward functions of a block capture. In the order of residual_block.cpp: the norm_a
 // that q, k and v read; q, k, v and o; the h + a that norm_b reads; the norm_b that ff.in reads; the two sides of gelu;
 // the sum that the next block reads; and the statistics of two norms and of the softmax.
-int64_t block_width(const ModelConfig& config) {
-  return 6 * config.d_model + 2 * config.qk_width() + 2 * config.ff_width() + 4 + config.n_heads;
+int64_t block_bytes(const ModelConfig& config, DType dtype) {
+  return size_of(dtype) * (6 * config.d_model + 2 * config.qk_width() + 2 * config.ff_width()) +
+         size_of(accumulation_dtype(dtype)) * (4 + config.n_heads);
+}
+
+// Elements per token of the f32 copies that an operation in bf16 or f16 makes of what it reads and writes: gelu's
+// backward, that of the loss, or that of attention.
+int64_t widened_width(const ModelConfig& config) {
+  return std::max({3 * config.ff_width(), 2 * config.n_vocab, 3 * config.d_model + 2 * config.qk_width()});
 }
 
 }  // namespace
@@ -64,25 +71,29 @@ ComputeCost compute_cost(const ModelConfig& config) {
 }
 
 std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config, const TrainingSetup& setup) {
-  const int64_t element = size_of(setup.dtype), tokens = setup.batch * config.n_ctx;
-  const int64_t flat = element * flat_size(parameter_specs(config));
+  const int64_t element = size_of(setup.dtype), wide = size_of(accumulation_dtype(setup.dtype));
+  const int64_t tokens = setup.batch * config.n_ctx, flat = wide * flat_size(parameter_specs(config));
 
   // What is held at the worst moments of a step. In the loss: logits and their gradient, over the inputs of all blocks
   // and the final norm. In the last block: at the end of its forward pass (which recomputation repeats) its two
   // branches; in the backward pass of its feed-forward layer the gradient of the hidden layer; in that of its attention
   // the gradients of q, k, v, o, of the block's input and output.
-  const int64_t d = config.d_model, d_qk = config.qk_width(), inside = block_width(config);
+  const int64_t d = element * config.d_model, d_qk = element * config.qk_width();
+  const int64_t inside = block_bytes(config, setup.dtype);
   const int64_t below = (config.recompute ? d : inside) * config.n_layers + d;
   const int64_t last = config.recompute ? inside : 0;
-  const int64_t worst = std::max({below + d + 2 * config.n_vocab, below + last + 2 * d,
-                                  below + last + config.ff_width(), below + last - inside + 7 * d + 4 * d_qk});
+  const int64_t worst =
+      std::max({below + d + 2 * element * config.n_vocab, below + last + 2 * d,
+                below + last + element * config.ff_width(), below + last - inside + 7 * d + 4 * d_qk});
 
   std::array<int64_t, kMemoryCategories> bytes{};
   bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat;
   bytes[static_cast<size_t>(MemoryCategory::gradients)] = flat;
   bytes[static_cast<size_t>(MemoryCategory::optimizer)] = (setup.ema ? 3 : 2) * flat;
-  bytes[static_cast<size_t>(MemoryCategory::activations)] = element * tokens * worst;
-  bytes[static_cast<size_t>(MemoryCategory::workspace)] = element * tokens * d + kTileScratch;
+  bytes[static_cast<size_t>(MemoryCategory::activations)] = tokens * worst;
+  bytes[static_cast<size_t>(MemoryCategory::workspace)] = tokens * d + kTileScratch;
+  if (is_16_bit(setup.dtype))
+    bytes[static_cast<size_t>(MemoryCategory::workspace)] += wide * tokens * widened_width(config);
   return bytes;
 }
 

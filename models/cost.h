@@ -37,7 +37,7 @@ ComputeCost compute_cost(const ModelConfig& config);
 
 struct TrainingSetup {
   int64_t batch = 1;         // sequences in one forward and backward pass
-  DType dtype = DType::f32;  // of everything
+  DType dtype = DType::f32;  // of activations; parameters, gradients and optimizer are f32 beside bf16 and f16
   bool ema = true;
 };
 
@@ -48,7 +48,8 @@ struct TrainingSetup {
 ///   activations            see cost.cpp; with recompute one [batch, n_ctx, d_model] per block and the largest of one
 ///                          block's insides and the logits, without it the insides of all blocks
 ///   workspace              a bound: partial sums and statistics of a call, at most one [batch, n_ctx, d_model], and
-///                          4 MiB for the tiles of the threads
+///                          4 MiB for the tiles of the threads; in bf16 and f16 on the CPU also the f32 copies of what
+///                          an operation reads and writes
 std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config, const TrainingSetup& setup);
 
 /// The decode cache of one sequence of n_ctx positions, over the layers of one kind.

@@ -77,7 +77,8 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
 
 SparseTransformer::SparseTransformer(const ModelConfig& config, uint64_t seed, DType dtype, Device device)
     : config_(config),
-      parameters_(parameter_specs(config), seed, dtype, device),
+      dtype_(dtype),
+      parameters_(parameter_specs(config), seed, accumulation_dtype(dtype), device),
       token_(parameters_["embedding.token"]),
       start_(parameters_["embedding.start"]),
       norm_gain_(parameters_["norm.gain"]),
@@ -91,7 +92,7 @@ SparseTransformer::SparseTransformer(const ModelConfig& config, uint64_t seed, D
 Variable SparseTransformer::operator()(const Tensor& tokens, const Run& run) const {
   check(tokens.rank() == 2 && tokens.dim(1) <= config_.n_ctx,
         "SparseTransformer: tokens must be [batch, n] with n <= ", config_.n_ctx, ", got ", tokens.shape());
-  Variable h = embedding(tokens, token_, position_, start_);  // [batch, n, d_model]
+  Variable h = embedding(tokens, token_, position_, start_, dtype_);  // [batch, n, d_model]
   for (const ResidualBlock& block : blocks_) {
     if (config_.recompute && gradients_enabled())  // Sec. 5.4: keep h, recompute the block in backward
       h = checkpoint([&block, run](const Variable& h_in) { return block(h_in, run); }, h);

@@ -22,6 +22,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
 class SparseTransformer {
  public:
   /// Validates the configuration, allocates and initializes. Logits begin at zero, so the first loss is ln n_vocab.
+  /// Activations are of `dtype`; parameters too, except that they are f32 beside bf16 and f16, Sec. 5.6.
   SparseTransformer(const ModelConfig& config, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
 
   SparseTransformer(const SparseTransformer&) = delete;
@@ -34,7 +35,8 @@ class SparseTransformer {
   Variable loss(const Tensor& tokens, const Run& run) const;
 
   /// Logits [batch, n_vocab] of the position after those in the caches, one cache per layer, without dropout or
-  /// gradients; equal to operator()'s up to rounding. `previous` u8 [batch] holds the tokens just before it and is not
+  /// gradients; equal to operator()'s up to rounding. All of it, the caches too, is of the parameters' dtype: in f16
+  /// q k^T could overflow (Sec. 5.6). `previous` u8 [batch] holds the tokens just before it and is not
   /// read at position 0.
   Tensor decode(const Tensor& previous, int64_t batch, std::vector<DecodeCache>& caches) const;
 
@@ -46,6 +48,7 @@ class SparseTransformer {
   Tensor embed(const Tensor& previous, int64_t position, int64_t batch) const;
 
   ModelConfig config_;
+  DType dtype_;  // of activations
   Parameters parameters_;
   Variable token_, start_, norm_gain_, norm_bias_, logits_weight_;
   std::vector<Variable> position_;

@@ -9,7 +9,7 @@ namespace lacuna {
 /// Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate); the identity when
 /// `run.training` is false or `rate` is 0.
 ///
-///   x, y  [batch, ...]   f32 or f64
+///   x, y  [batch, ...]   f64, f32, bf16 or f16
 ///   rate  in [0, 1), rounded to a multiple of 2^-16 (the scale uses the rounded rate)
 ///   op    which dropout of the model this is: 2 * layer + branch
 ///

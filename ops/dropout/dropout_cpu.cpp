@@ -77,6 +77,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "ops/widen.h"
 
 namespace lacuna::cpu {
 namespace {
@@ -100,13 +101,14 @@ void dropout_range(const T* x, int64_t begin, int64_t end, const DropoutMask& ma
 template <>
 void dropout_range(const float* x, int64_t begin, int64_t end, const DropoutMask& mask, Rng::Place place, float* y) {
   HWY_DYNAMIC_DISPATCH(dropout_f32)
-  (x, end - begin, Rng::counter(place, begin / 8), mask.rng.key(), mask.threshold, static_cast<float>(mask.scale()),
-   y);
+  (x, end - begin, Rng::counter(place, begin / 8), mask.rng.key(), mask.threshold, static_cast<float>(mask.scale()), y);
 }
 
 }  // namespace
 
-void dropout(Stream, const Tensor& x, const DropoutMask& mask, const Tensor& y) {
+void dropout(Stream stream, const Tensor& x, const DropoutMask& mask, const Tensor& y) {
+  if (is_16_bit(y.dtype()))
+    return write_rounded(y, [&](const Tensor& wide) { dropout(stream, widened(x), mask, wide); });
   dispatch_f32_f64(x.dtype(), "dropout", [&]<class T>() {
     if (x.numel() == 0) return;
     const T* const px = x.data<T>();

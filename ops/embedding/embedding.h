@@ -1,6 +1,7 @@
 #pragma once
 // From tokens to vectors.
 
+#include <optional>
 #include <vector>
 
 #include "autograd/variable.h"
@@ -19,11 +20,11 @@ namespace lacuna {
 ///   token     [n_vocab, d_model] f32 or f64
 ///   position  tables [extent, d_model], at least one; product of the extents >= n_ctx
 ///   start     [d_model]
-///   h         [batch, n_ctx, d_model]
+///   h         [batch, n_ctx, d_model], of `dtype`: by default that of the tables, or bf16 or f16 beside f32 tables
 ///
 /// Throws Error when shapes, dtypes or devices disagree or a token is out of range.
 /// Source: Sec. 5.3, eq. 15; the shift after the addition follows the authors' distribution_augmentation code.
 Variable embedding(const Tensor& tokens, const Variable& token, const std::vector<Variable>& position,
-                   const Variable& start);
+                   const Variable& start, std::optional<DType> dtype = {});
 
 }  // namespace lacuna

@@ -2,6 +2,7 @@
 
 #include "core/parallel.h"
 #include "ops/embedding/embedding_kernels.h"
+#include "ops/widen.h"
 
 namespace lacuna::cpu {
 namespace {
@@ -66,8 +67,11 @@ void add_by_bucket(const T* rows, int64_t d, const std::vector<int64_t>& bucket,
 
 }  // namespace
 
-void embedding_forward(Stream, const Tensor& tokens, const Tensor& token, const std::vector<Tensor>& position,
+void embedding_forward(Stream stream, const Tensor& tokens, const Tensor& token, const std::vector<Tensor>& position,
                        const Tensor& start, const Tensor& h) {
+  if (is_16_bit(h.dtype()))
+    return write_rounded(h,
+                         [&](const Tensor& wide) { embedding_forward(stream, tokens, token, position, start, wide); });
   dispatch_f32_f64(token.dtype(), "embedding", [&]<class T>() {
     const int64_t n_ctx = tokens.dim(1), d = token.dim(1);
     std::vector<int64_t> extents;
@@ -93,8 +97,9 @@ void embedding_forward(Stream, const Tensor& tokens, const Tensor& token, const 
   });
 }
 
-void embedding_backward(Stream, const Tensor& dh, const Tensor& tokens, const std::vector<int64_t>& extents,
+void embedding_backward(Stream stream, const Tensor& dh, const Tensor& tokens, const std::vector<int64_t>& extents,
                         const Tensor& dtoken, const std::vector<Tensor>& dposition, const Tensor& dstart) {
+  if (is_16_bit(dh.dtype())) return embedding_backward(stream, widened(dh), tokens, extents, dtoken, dposition, dstart);
   dispatch_f32_f64(dh.dtype(), "embedding", [&]<class T>() {
     const int64_t n_ctx = tokens.dim(1), d = dh.dim(2);
     const uint8_t* const x = tokens.data<uint8_t>();

@@ -43,6 +43,7 @@ HWY_AFTER_NAMESPACE();
 #include <cmath>
 
 #include "core/parallel.h"
+#include "ops/widen.h"
 
 namespace lacuna::cpu {
 namespace {
@@ -81,7 +82,9 @@ void backward(const float* dy, const float* x, int64_t count, float* dx) {
 
 }  // namespace
 
-void gelu_forward(Stream, const Tensor& x, const Tensor& y) {
+void gelu_forward(Stream stream, const Tensor& x, const Tensor& y) {
+  if (is_16_bit(y.dtype()))
+    return write_rounded(y, [&](const Tensor& wide) { gelu_forward(stream, widened(x), wide); });
   dispatch_f32_f64(x.dtype(), "gelu", [&]<class T>() {
     parallel_for(x.numel(), [px = x.data<T>(), py = y.data<T>()](int64_t begin, int64_t end) {
       forward<T>(px + begin, end - begin, py + begin);
@@ -89,7 +92,9 @@ void gelu_forward(Stream, const Tensor& x, const Tensor& y) {
   });
 }
 
-void gelu_backward(Stream, const Tensor& dy, const Tensor& x, const Tensor& dx) {
+void gelu_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& dx) {
+  if (is_16_bit(dx.dtype()))
+    return write_rounded(dx, [&](const Tensor& wide) { gelu_backward(stream, widened(dy), widened(x), wide); });
   dispatch_f32_f64(x.dtype(), "gelu", [&]<class T>() {
     parallel_for(x.numel(), [pdy = dy.data<T>(), px = x.data<T>(), pdx = dx.data<T>()](int64_t begin, int64_t end) {
       backward<T>(pdy + begin, px + begin, end - begin, pdx + begin);

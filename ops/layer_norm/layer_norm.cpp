@@ -6,7 +6,7 @@
 namespace lacuna {
 
 Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bias, float eps) {
-  check_same_dtype_and_device("layer_norm", {x, gain, bias});
+  check_parameters("layer_norm", x, {gain, bias});
   check(x.shape().rank() >= 1 && x.dim(-1) >= 1, "layer_norm: x must have a last dimension of at least 1, got ",
         x.shape());
   const int64_t d_model = x.dim(-1), rows = x.numel() / d_model;
@@ -15,7 +15,7 @@ Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bia
           ", the last dimension of x, got ", v->shape());
 
   Tensor y = empty_like(x.value());
-  Tensor mean = empty({rows}, x.dtype(), x.device());
+  Tensor mean = empty({rows}, accumulation_dtype(x.dtype()), x.device());
   Tensor rstd = empty_like(mean);  // 1 / sqrt(var + eps)
   LACUNA_DISPATCH(x.device(), layer_norm_forward, x.value(), gain.value(), bias.value(), eps, y, mean, rstd);
 

@@ -9,9 +9,8 @@ namespace lacuna {
 ///
 ///   y = gain * (x - mean) / sqrt(var + eps) + bias       mean and var over the last dimension
 ///
-///   x           [..., d_model]   f32 or f64; statistics in the same dtype, by two passes
-///   gain, bias  [d_model]        same dtype and device as x
-///   y           [..., d_model]
+///   x, y        [..., d_model]   f64, f32, bf16 or f16; statistics in f32 (f64 for f64), by two passes
+///   gain, bias  [d_model]        same device and dtype as x; f32 for bf16 and f16
 ///
 /// Throws Error when shapes, dtypes or devices disagree.
 /// Source: Ba et al. 2016; its place before each sublayer is Sec. 5.2.

@@ -102,6 +102,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "core/parallel.h"
 #include "ops/column_sum.h"
+#include "ops/widen.h"
 
 namespace lacuna::cpu {
 namespace {
@@ -163,8 +164,11 @@ void backward_rows(const float* dy, const float* x, const float* gain, const flo
 
 }  // namespace
 
-void layer_norm_forward(Stream, const Tensor& x, const Tensor& gain, const Tensor& bias, float eps, const Tensor& y,
-                        const Tensor& mean, const Tensor& rstd) {
+void layer_norm_forward(Stream stream, const Tensor& x, const Tensor& gain, const Tensor& bias, float eps,
+                        const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+  if (is_16_bit(y.dtype()))
+    return write_rounded(
+        y, [&](const Tensor& wide) { layer_norm_forward(stream, widened(x), gain, bias, eps, wide, mean, rstd); });
   dispatch_f32_f64(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t cols = gain.numel();
     const auto body = [cols, eps, px = x.data<T>(), pgain = gain.data<T>(), pbias = bias.data<T>(), py = y.data<T>(),
@@ -176,8 +180,12 @@ void layer_norm_forward(Stream, const Tensor& x, const Tensor& gain, const Tenso
   });
 }
 
-void layer_norm_backward(Stream, const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
                          const Tensor& rstd, const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
+  if (is_16_bit(dx.dtype()))
+    return write_rounded(dx, [&](const Tensor& wide) {
+      layer_norm_backward(stream, widened(dy), widened(x), gain, mean, rstd, wide, dgain, dbias);
+    });
   dispatch_f32_f64(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t cols = gain.numel(), rows = mean.numel(), chunks = (rows + kRowsPerChunk - 1) / kRowsPerChunk;
     const MemoryScope scope(MemoryCategory::workspace);

@@ -8,19 +8,21 @@
 namespace lacuna {
 namespace {
 
-// op(a) op(b) in a new [m, n] matrix.
-Tensor product(bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, int64_t m, int64_t n) {
-  Tensor c = empty({m, n}, a.dtype(), a.device());
+// op(a) op(b) in a new [m, n] matrix of `dtype`.
+Tensor product(bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, int64_t m, int64_t n,
+               DType dtype) {
+  Tensor c = empty({m, n}, dtype, a.device());
   LACUNA_DISPATCH(a.device(), matrix_product, transpose_a, a, transpose_b, b, 0.0, c);
   return c;
 }
 
-// op(a) op(b) as the gradient of input `i`, a matrix [m, n]: added to the input's buffer if it has one, else returned.
+// op(a) op(b) as the gradient of input `i`, a matrix [m, n] of `dtype`: added to the input's buffer if it has one, else
+// returned.
 Tensor product_as_gradient(const Needs& needs, size_t i, bool transpose_a, const Tensor& a, bool transpose_b,
-                           const Tensor& b, int64_t m, int64_t n) {
+                           const Tensor& b, int64_t m, int64_t n, DType dtype) {
   if (!needs.wants(i)) return {};
   const Tensor accumulator = needs.accumulator(i);
-  if (!accumulator.defined()) return product(transpose_a, a, transpose_b, b, m, n);
+  if (!accumulator.defined()) return product(transpose_a, a, transpose_b, b, m, n, dtype);
   LACUNA_DISPATCH(a.device(), matrix_product, transpose_a, a, transpose_b, b, 1.0, accumulator);
   return {};
 }
@@ -28,8 +30,7 @@ Tensor product_as_gradient(const Needs& needs, size_t i, bool transpose_a, const
 }  // namespace
 
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
-  check_same_dtype_and_device("linear", {x, weight});
-  if (bias.defined()) check_same_dtype_and_device("linear", {x, bias});
+  check_parameters("linear", x, {weight, bias});
   check(weight.shape().rank() == 2, "linear: weight must be [d_out, d_in], got ", weight.shape());
   const int64_t d_out = weight.dim(0), d_in = weight.dim(1);
   check(x.shape().rank() >= 1 && x.dim(-1) == d_in, "linear: x must be [..., ", d_in, "] for weight ", weight.shape(),
@@ -50,10 +51,10 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
     const int64_t rows = x_rows.dim(0), d_out = weight.dim(0), d_in = weight.dim(1);
     const Tensor dy_rows = dy.reshape({rows, d_out});
     Grads grads(3);
-    if (needs.wants(0)) grads[0] = product(false, dy_rows, false, weight, rows, d_in).reshape(x_shape);
-    grads[1] = product_as_gradient(needs, 1, true, dy_rows, false, x_rows, d_out, d_in);
+    if (needs.wants(0)) grads[0] = product(false, dy_rows, false, weight, rows, d_in, dy.dtype()).reshape(x_shape);
+    grads[1] = product_as_gradient(needs, 1, true, dy_rows, false, x_rows, d_out, d_in, weight.dtype());
     if (needs.wants(2)) {
-      grads[2] = empty({d_out}, dy.dtype(), dy.device());
+      grads[2] = empty({d_out}, weight.dtype(), dy.device());
       LACUNA_DISPATCH(dy.device(), sum_of_rows, dy_rows, grads[2]);
     }
     return grads;
@@ -66,10 +67,10 @@ Variable matmul(const Variable& a, const Variable& b) {
   check(a.shape().rank() == 2 && b.shape().rank() == 2 && a.dim(1) == b.dim(0),
         "matmul: a and b must be [m, k] and [k, n], got ", a.shape(), " and ", b.shape());
 
-  const Tensor c = product(false, a.value(), false, b.value(), a.dim(0), b.dim(1));
+  const Tensor c = product(false, a.value(), false, b.value(), a.dim(0), b.dim(1), a.dtype());
   auto backward = [a = a.value(), b = b.value()](const Tensor& dc, const Needs& needs) {
-    return Grads{product_as_gradient(needs, 0, false, dc, true, b, a.dim(0), a.dim(1)),
-                 product_as_gradient(needs, 1, true, a, false, dc, b.dim(0), b.dim(1))};
+    return Grads{product_as_gradient(needs, 0, false, dc, true, b, a.dim(0), a.dim(1), dc.dtype()),
+                 product_as_gradient(needs, 1, true, a, false, dc, b.dim(0), b.dim(1), dc.dtype())};
   };
   return record("matmul", c, {a, b}, backward);
 }

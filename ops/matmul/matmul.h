@@ -7,16 +7,17 @@ namespace lacuna {
 
 /// y = x W^T + bias, applied to every row of x.
 ///
-///   x       [..., d_in]      f32 or f64
-///   weight  [d_out, d_in]    same dtype and device as x
-///   bias    [d_out]          same; may be undefined: no bias
-///   y       [..., d_out]
+///   x, y    [..., d_in], [..., d_out]   f64, f32, bf16 or f16
+///   weight  [d_out, d_in]               same device and dtype as x; f32 for bf16 and f16
+///   bias    [d_out]                     same; may be undefined: no bias
 ///
-/// f32 runs on oneDNN, f64 on a plain blocked loop. The weight's gradient is added straight into its buffer
-/// when it has one. Throws Error when shapes, dtypes or devices disagree.
+/// Beside bf16 and f16 the weight is rounded to the dtype of x; products are summed in f32 and y is rounded once, and
+/// so are the gradients of x; those of weight and bias stay f32. On the CPU f32 runs on oneDNN, f64 on a plain blocked
+/// loop. The weight's gradient is added straight into its buffer when it has one. Throws Error when shapes, dtypes or
+/// devices disagree.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
-/// c = a b for two matrices: a [m, k], b [k, n], c [m, n]. Dtypes and errors as in linear.
+/// c = a b for two matrices: a [m, k], b [k, n], c [m, n], all of one dtype. Errors as in linear.
 Variable matmul(const Variable& a, const Variable& b);
 
 /// C = alpha op(A) op(B) + beta C on row-major matrices, op(X) = X or X^T.

@@ -7,6 +7,7 @@
 #include "ops/column_sum.h"
 #include "ops/matmul/matmul.h"
 #include "ops/matmul/matmul_kernels.h"
+#include "ops/widen.h"
 
 namespace lacuna {
 namespace {
@@ -118,9 +119,26 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, d
 }
 
 namespace cpu {
+namespace {
 
-void matrix_product(Stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
+// x rounded to `dtype`, which is bf16 or f16, in f32: what a product in that dtype reads.
+Tensor rounded(const Tensor& x, DType dtype) {
+  const MemoryScope scope(MemoryCategory::workspace);
+  return widened(to_dtype(x, dtype));
+}
+
+}  // namespace
+
+void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
                     const Tensor& c) {
+  if (is_16_bit(a.dtype()) || is_16_bit(b.dtype())) {
+    const DType dtype = is_16_bit(a.dtype()) ? a.dtype() : b.dtype();
+    const Tensor wide_a = rounded(a, dtype), wide_b = rounded(b, dtype);
+    if (!is_16_bit(c.dtype())) return matrix_product(stream, transpose_a, wide_a, transpose_b, wide_b, beta, c);
+    check(beta == 0.0, "matmul: cannot add to a product in ", c.dtype());
+    return write_rounded(
+        c, [&](const Tensor& wide) { matrix_product(stream, transpose_a, wide_a, transpose_b, wide_b, 0.0, wide); });
+  }
   dispatch_f32_f64(c.dtype(), "matmul", [&]<class T>() {
     const int64_t k = a.dim(transpose_a ? 0 : 1);
     gemm(transpose_a, transpose_b, c.dim(0), c.dim(1), k, T{1}, a.data<T>(), a.dim(1), b.data<T>(), b.dim(1),
@@ -129,6 +147,9 @@ void matrix_product(Stream, bool transpose_a, const Tensor& a, bool transpose_b,
 }
 
 void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
+  if (is_16_bit(x.dtype()))
+    return write_rounded(
+        y, [&](const Tensor& wide) { linear(stream, widened(x), rounded(weight, x.dtype()), bias, wide); });
   const int64_t rows = y.dim(0), d_in = x.dim(1), d_out = y.dim(1);
   if (y.dtype() == DType::f32 && rows >= kMatmulRows && d_in > 0 && d_out > 0) {
     onednn_linear(x.data<float>(), weight.data<float>(), bias.defined() ? bias.data<float>() : nullptr, rows, d_in,
@@ -142,7 +163,8 @@ void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& 
   matrix_product(stream, false, x, true, weight, bias.defined() ? 1.0 : 0.0, y);
 }
 
-void sum_of_rows(Stream, const Tensor& x, const Tensor& sum) {
+void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum) {
+  if (is_16_bit(x.dtype())) return sum_of_rows(stream, widened(x), sum);
   dispatch_f32_f64(x.dtype(), "linear", [&]<class T>() { column_sum(x.data<T>(), x.dim(0), x.dim(1), sum.data<T>()); });
 }
 

@@ -24,9 +24,9 @@ Variable softmax_cross_entropy(const Variable& logits, const Tensor& targets) {
   check_inputs("softmax_cross_entropy", logits.value(), targets);
   check(targets.numel() >= 1, "softmax_cross_entropy: the mean needs at least one row, got logits ", logits.shape());
 
-  Tensor lse = empty(targets.shape(), logits.dtype(), logits.device());
+  Tensor lse = empty(targets.shape(), accumulation_dtype(logits.dtype()), logits.device());
   Tensor row_loss = empty(targets.shape(), DType::f64, logits.device());
-  Tensor loss = empty({}, logits.dtype(), logits.device());
+  Tensor loss = empty({}, accumulation_dtype(logits.dtype()), logits.device());
   LACUNA_DISPATCH(logits.device(), softmax_cross_entropy_forward, logits.value(), targets, lse, row_loss);
   LACUNA_DISPATCH(logits.device(), mean_of_rows, row_loss, loss);
 
@@ -40,10 +40,10 @@ Variable softmax_cross_entropy(const Variable& logits, const Tensor& targets) {
 
 Tensor cross_entropy_per_row(const Tensor& logits, const Tensor& targets) {
   check_inputs("cross_entropy_per_row", logits, targets);
-  Tensor lse = empty(targets.shape(), logits.dtype(), logits.device());
+  Tensor lse = empty(targets.shape(), accumulation_dtype(logits.dtype()), logits.device());
   Tensor row_loss = empty(targets.shape(), DType::f64, logits.device());
   LACUNA_DISPATCH(logits.device(), softmax_cross_entropy_forward, logits, targets, lse, row_loss);
-  return to_dtype(row_loss, logits.dtype());
+  return to_dtype(row_loss, lse.dtype());
 }
 
 }  // namespace lacuna

@@ -49,6 +49,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "core/parallel.h"
+#include "ops/widen.h"
 
 namespace lacuna::cpu {
 namespace {
@@ -82,8 +83,9 @@ void scaled_softmax(const float* z, float lse, float scale, int64_t n_vocab, flo
 
 }  // namespace
 
-void softmax_cross_entropy_forward(Stream, const Tensor& logits, const Tensor& targets, const Tensor& lse,
+void softmax_cross_entropy_forward(Stream stream, const Tensor& logits, const Tensor& targets, const Tensor& lse,
                                    const Tensor& row_loss) {
+  if (is_16_bit(logits.dtype())) return softmax_cross_entropy_forward(stream, widened(logits), targets, lse, row_loss);
   dispatch_f32_f64(logits.dtype(), "softmax_cross_entropy", [&]<class T>() {
     const int64_t n_vocab = logits.dim(-1);
     const T* const z = logits.data<T>();
@@ -105,8 +107,12 @@ void softmax_cross_entropy_forward(Stream, const Tensor& logits, const Tensor& t
   });
 }
 
-void softmax_cross_entropy_backward(Stream, const Tensor& dloss, const Tensor& logits, const Tensor& targets,
+void softmax_cross_entropy_backward(Stream stream, const Tensor& dloss, const Tensor& logits, const Tensor& targets,
                                     const Tensor& lse, const Tensor& dlogits) {
+  if (is_16_bit(dlogits.dtype()))
+    return write_rounded(dlogits, [&](const Tensor& wide) {
+      softmax_cross_entropy_backward(stream, dloss, widened(logits), targets, lse, wide);
+    });
   dispatch_f32_f64(logits.dtype(), "softmax_cross_entropy", [&]<class T>() {
     const int64_t n_vocab = logits.dim(-1);
     const T scale = static_cast<T>(double{*dloss.data<T>()} / static_cast<double>(targets.numel()));

@@ -119,7 +119,7 @@ TEST_CASE("programs: misuse ends with code 2 and says what to do") {
   expect({kEnwik8, "train", "--preset", "lptop"}, 2, "unknown preset lptop (did you mean laptop?)");
   expect({kEnwik8, "train", "--device", "cuda"}, 2, "not in this build");
   expect({kEnwik8, "train", "--zero", "1"}, 2, "not in this build");
-  expect({kEnwik8, "train", "--dtype", "bf16"}, 2, "not in this build");
+  expect({kEnwik8, "train", "--dtype", "u8"}, 2, "--dtype must be f32, f64, bf16 or f16");
   expect({kEnwik8, "train", "--set", "n_heads=5"}, 2, "d_model must be a multiple of n_heads = 5");
   expect({kEnwik8, "train", "--set", "attention=column(stride=0)"}, 2, "stride");
   expect({kEnwik8, "train", "--set", "lr=nan"}, 2, "train.lr must be a number");
@@ -437,6 +437,31 @@ TEST_CASE("train: micro-batches give the same gradient up to rounding; f64 train
   CHECK(std::abs(whole - parts) < 1e-9 * whole);
   CHECK(Archive(folder.path() / "whole/checkpoints/step-00000020/model.safetensors").entries().at("norm.gain").dtype ==
         "F64");
+}
+
+TEST_CASE("train: bf16 and f16 train, eval and sample, from f32 weights") {
+  const TemporaryFolder folder;
+  write_text(folder);
+  for (const std::string& dtype : {std::string("bf16"), std::string("f16")}) {
+    CAPTURE(dtype);
+    REQUIRE(run(tiny_train(folder, dtype, {"--dtype", dtype})).code == 0);
+    std::istringstream lines(read_file(folder.path() / dtype / "metrics.jsonl"));
+    std::vector<double> losses;
+    for (std::string line; std::getline(lines, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (!json.contains("loss_nats")) continue;
+      losses.push_back(json["loss_nats"]);
+      CHECK(json["loss_scale"] == (dtype == "f16" ? 65536 : 1));
+    }
+    REQUIRE(losses.size() == 20);
+    CHECK(losses.front() == doctest::Approx(std::log(256.0)));
+    CHECK(losses.back() < losses.front());
+    const fs::path checkpoint = folder.path() / dtype / "checkpoints/step-00000020";
+    CHECK(Archive(checkpoint / "model.safetensors").entries().at("norm.gain").dtype == "F32");
+    CHECK(run({kEnwik8, "sample", "--checkpoint", checkpoint.string(), "--length", "5", "--out",
+               (folder.path() / (dtype + ".txt")).string()})
+              .code == 0);
+  }
 }
 
 TEST_CASE("cifar10: trains on images, samples a PNG, completes one") {

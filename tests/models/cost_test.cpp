@@ -90,7 +90,7 @@ Measured measure_training_step(const ModelConfig& config, const TrainingSetup& s
 }
 
 TEST_CASE("cost: predicted bytes are those that a training step takes") {
-  for (const bool recompute : {true, false})
+  for (const auto& [recompute, dtype] : {std::pair(true, DType::f32), {false, DType::f32}, {false, DType::bf16}})
     for (const float dropout : {0.0f, 0.25f})
       for (const int64_t n_vocab : {16, 256}) {  // the peak is in a block, or in the loss
         ModelConfig config = tiny_config("local(window=16) + column(stride=8)");
@@ -102,10 +102,11 @@ TEST_CASE("cost: predicted bytes are those that a training step takes") {
         config.position_extents = {16, 8};
         config.dropout = dropout;
         config.recompute = recompute;
-        const TrainingSetup setup{.batch = 2};
+        const TrainingSetup setup{.batch = 2, .dtype = dtype};
         const auto predicted = training_bytes(config, setup);
         const Measured measured = measure_training_step(config, setup);
         CAPTURE(recompute);
+        CAPTURE(name_of(dtype));
         CAPTURE(dropout);
         CAPTURE(n_vocab);
         for (const MemoryCategory category : {MemoryCategory::parameters, MemoryCategory::gradients,

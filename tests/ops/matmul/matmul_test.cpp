@@ -159,7 +159,7 @@ TEST_CASE("linear, matmul: name what does not fit") {
         "linear: bias must be [4] for weight [4, 3], got [3]");
   CHECK(message_of([&] {
           linear(x, Variable(zeros({4, 3}, DType::f64)));
-        }) == "linear: all inputs must be alike, got f32 on cpu and f64 on cpu");
+        }) == "linear: parameters must be f32 on cpu for x of f32, got f64 on cpu");
   CHECK(message_of([&] { matmul(x, weight); }) == "matmul: a and b must be [m, k] and [k, n], got [2, 3] and [4, 3]");
   const Variable bytes(zeros({2, 2}, DType::u8));
   CHECK(message_of([&] { matmul(bytes, bytes); }) == "matmul: dtype must be f32 or f64, got u8");

@@ -1,0 +1,98 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "models/sampler.h"
+#include "optim/adam.h"
+#include "optim/clip.h"
+#include "optim/loss_scaler.h"
+#include "tests/models/tiny_models.h"
+
+namespace lacuna {
+namespace {
+
+/// The losses of a small model with dropout that learns one text by heart, in nats, step by step.
+std::vector<double> training_curve(DType dtype, int64_t steps) {
+  ModelConfig config = tiny_config("local(window=4), column(stride=4)");
+  config.dropout = 0.1f;
+  const SparseTransformer model(config, /*seed=*/1, dtype);
+  Adam adam(model.parameters(), {});
+  LossScaler scaler(/*dynamic=*/dtype == DType::f16);
+  const Tensor tokens = random_tokens(/*batch=*/4, config.n_ctx, config.n_vocab);
+  std::vector<double> losses;
+  for (int64_t step = 0; step < steps; ++step) {
+    const double scale = scaler.scale();
+    model.parameters().clear_gradients();
+    const Variable loss = model.loss(tokens, {.training = true, .seed = 2, .step = step});
+    losses.push_back(elements(loss.value())[0]);
+    backward(loss, full({}, loss.dtype(), scale));
+    const double norm = global_gradient_norm(model.parameters()) / scale;
+    if (scaler.update(norm)) adam.step(1e-3, clip_scale(norm, 1.0) / scale);
+  }
+  return losses;
+}
+
+TEST_CASE("mixed precision: parameters, gradients and loss are f32, whatever the activations") {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const SparseTransformer model(tiny_config("dense"), 1, dtype);
+    const Tensor tokens = random_tokens(2, 23, 11);
+    CHECK(model.parameters().values().dtype() == DType::f32);
+    CHECK(model.parameters().gradients().dtype() == DType::f32);
+    CHECK(model(tokens, {}).dtype() == dtype);
+    const Variable loss = model.loss(tokens, {});
+    CHECK(loss.dtype() == DType::f32);
+    CHECK(elements(loss.value())[0] == doctest::Approx(std::log(11.0)).epsilon(1e-7));  // logits begin at zero
+  }
+}
+
+TEST_CASE("mixed precision: the curves of bf16 and f16 stay in a band around that of f32") {
+  constexpr int64_t kSteps = 200;
+  const std::vector<double> exact = training_curve(DType::f32, kSteps);
+  CHECK(exact.back() < 0.6 * exact.front());  // it learns
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::vector<double> curve = training_curve(dtype, kSteps);
+    double furthest = 0.0;
+    for (size_t i = 0; i < exact.size(); ++i) furthest = std::max(furthest, std::abs(curve[i] - exact[i]));
+    CAPTURE(name_of(dtype));
+    CHECK(furthest > 0.0);
+    CHECK(furthest < 0.05);  // nats; the curves fall from 2.40 to 0.85
+  }
+}
+
+TEST_CASE("mixed precision: without loss scaling small gradients vanish in f16, with it they stay") {
+  const SparseTransformer model(tiny_config("dense"), 1, DType::f16), exact(tiny_config("dense"), 1, DType::f32);
+  const Tensor tokens = random_tokens(2, 23, 11);
+  for (const SparseTransformer* m : {&model, &exact}) perturb(*m, 0.01);
+  const auto gradient_norm = [&](const SparseTransformer& m, double scale, double of_loss) {
+    m.parameters().clear_gradients();
+    const Variable loss = m.loss(tokens, {});
+    backward(loss, full({}, loss.dtype(), scale * of_loss));
+    return global_gradient_norm(m.parameters()) / scale;
+  };
+  constexpr double kTiny = 1e-6;  // a loss so small that its gradients are below the numbers of f16
+  const double expected = gradient_norm(exact, 1.0, kTiny);
+  CHECK(gradient_norm(model, 65536.0, kTiny) == doctest::Approx(expected).epsilon(0.02));
+  CHECK(gradient_norm(model, 1.0, kTiny) < 0.5 * expected);
+}
+
+TEST_CASE("mixed precision: sampling computes in f32, where q k^T beyond f16 is no infinity") {
+  const SparseTransformer model(tiny_config("local(window=4) + column(stride=4)"), 1, DType::f16);
+  const SparseTransformer exact(tiny_config("local(window=4) + column(stride=4)"), 1, DType::f32);
+  for (const SparseTransformer* m : {&model, &exact}) {
+    perturb(*m);
+    for (const char* name : {"blocks.0.attention.q.weight", "blocks.0.attention.k.weight"}) {
+      const Tensor& w = m->parameters()[name].value();
+      for (int64_t i = 0; i < w.numel(); ++i) w.data<float>()[i] *= 3000.0f;
+    }
+  }
+  Decoder decoder(model, 2), reference(exact, 2);
+  for (int64_t t = 0; t < 5; ++t) {
+    const Tensor previous = t ? full({2}, DType::u8, static_cast<double>(t)) : Tensor();
+    const std::vector<double> logits = elements(decoder.step(previous));
+    CHECK(logits == elements(reference.step(previous)));
+    for (const double x : logits) CHECK(std::isfinite(x));
+  }
+}
+
+}  // namespace
+}  // namespace lacuna
