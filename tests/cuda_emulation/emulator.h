@@ -1,0 +1,37 @@
+#pragma once
+// The host half of core/cuda/gpu.h: with it g++ and clang compile the source of a kernel as it stands.
+
+#include "core/error.h"
+#include "tests/cuda_emulation/execution.h"
+#include "tests/cuda_emulation/language.h"
+//
+#include "tests/cuda_emulation/instructions.h"
+
+/// T* name: the block's dynamic shared memory.
+#define LACUNA_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(::lacuna::emulation::this_block->dynamic_shared)
+
+/// A static shared variable: LACUNA_SHARED(float, tile, [4][32]) declares float tile[4][32].
+#define LACUNA_SHARED(T, name, ...)                    \
+  static char name##_key;                              \
+  using name##_type = T __VA_ARGS__;                   \
+  name##_type& name = *static_cast<name##_type*>(      \
+      ::lacuna::emulation::static_shared(&name##_key, sizeof(name##_type), alignof(name##_type)))
+
+namespace lacuna::gpu {
+
+/// The stream of a launch, and where in the source it stands.
+struct LaunchSite {
+  Stream stream;
+  emulation::Location where;
+  LaunchSite(Stream on, emulation::Location here = emulation::Location::here()) : stream(on), where(here) {}
+};
+
+/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Every thread gets its own copy of the
+/// parameters, as on the device. Throws Error when the configuration is impossible.
+template <class... Parameters>
+void launch(LaunchSite site, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            std::type_identity_t<Parameters>... args) {
+  emulation::launch(site.stream, grid, block, shared_bytes, [=] { kernel(args...); }, site.where);
+}
+
+}  // namespace lacuna::gpu
