@@ -126,12 +126,24 @@ void print_row(int64_t n, const std::string& name, const char* pass, Timing time
 }
 
 Measured measure_layer(const Inputs& in, const LayerPattern& layer, int64_t n, const Options& options) {
+  constexpr size_t kRounds = 5;  // of taking turns, so that a slow moment of the machine falls on all
+  const double seconds = options.seconds / kRounds;
   Measured m;
   m.pairs = pairs_of(layer.for_head(0), n);
-  m.gemm = gemm_rate(options.seconds / 4);
-  m.times[0] = time_runs([&] { in.forward(layer, options.heads); }, options.seconds);
-  m.times[1] = time_runs([&] { in.forward_and_backward(layer, options.heads); }, options.seconds);
-  m.gemm = std::max(m.gemm, gemm_rate(options.seconds / 4));
+  std::array<std::array<double, kRounds>, 2> best, median;
+  for (size_t round = 0; round < kRounds; ++round) {
+    m.gemm = std::max(m.gemm, gemm_rate(seconds / 2));
+    for (const bool both : {false, true}) {
+      const Timing times = time_runs(
+          [&] { both ? in.forward_and_backward(layer, options.heads) : in.forward(layer, options.heads); }, seconds, 1);
+      best[both][round] = times.best_s;
+      median[both][round] = times.median_s;
+    }
+  }
+  for (const bool both : {false, true}) {
+    std::sort(median[both].begin(), median[both].end());
+    m.times[both] = {*std::min_element(best[both].begin(), best[both].end()), median[both][kRounds / 2]};
+  }
   return m;
 }
 

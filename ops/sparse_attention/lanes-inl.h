@@ -1,5 +1,5 @@
-// What the attention tiles are made of: vectors of queries, small matrix products, packing and transposes. Compiled
-// once for each instruction set (Highway's foreach_target).
+// What the attention tiles are made of: vectors of queries and small matrix products. Compiled once for each
+// instruction set (Highway's foreach_target).
 #if defined(LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_
 #undef LACUNA_OPS_SPARSE_ATTENTION_LANES_INL_H_
@@ -35,7 +35,7 @@ using V = hn::Vec<Floats>;
 constexpr int kLanes = static_cast<int>(hn::MaxLanes(Floats()));
 #if HWY_TARGET == HWY_AVX3
 constexpr int kVectors = 2;  // of queries in a tile
-constexpr int kRows = 8;     // of the micro-kernel: kRows * kGroup accumulators stay in registers
+constexpr int kRows = 8;     // of the micro-kernel of two vectors: its accumulators stay in registers
 #elif HWY_TARGET == HWY_SCALAR
 constexpr int kVectors = 8;
 constexpr int kRows = 6;
@@ -43,7 +43,8 @@ constexpr int kRows = 6;
 constexpr int kVectors = 4;
 constexpr int kRows = 6;
 #endif
-constexpr int kGroup = 2;  // vectors of the micro-kernel
+constexpr int kRowsOf1 = 10;                     // of that of one vector
+constexpr int kRowsOf3 = kVectors > 2 ? 4 : 0;  // of that of three, if there is one
 constexpr int kTile = kVectors * kLanes;
 constexpr int kStep = 128;  // keys whose scores are held at once: [kStep][kTile] floats
 constexpr int kSlab = 256;  // keys packed at once
@@ -152,153 +153,52 @@ HWY_INLINE void MicroKernel(int64_t depth, const float* HWY_RESTRICT a, int64_t 
   }
 }
 
-/// The last rows, fewer than kRows, in one call: a kernel of one row waits for each of its multiply-adds.
+/// MicroKernel of `rows` rows, at most kM.
 template <int kM, int kN, bool kAdd>
-HWY_INLINE void LastRows(int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
-                         int64_t c_row) {
+HWY_INLINE void RowsKernel(int rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
+                           int64_t c_row) {
   if constexpr (kM > 0) {
     if (rows == kM)
       MicroKernel<kM, kN, kAdd>(depth, a.data, a.row, a.column, b, b_row, c, c_row);
     else
-      LastRows<kM - 1, kN, kAdd>(rows, depth, a, b, b_row, c, c_row);
+      RowsKernel<kM - 1, kN, kAdd>(rows, depth, a, b, b_row, c, c_row);
   }
 }
 
-template <int kN, bool kAdd>
-void ProductOfGroup(Ahead& ahead, int64_t rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
-                    int64_t c_row) {
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows) {
-    ahead.fetch_some();
-    MicroKernel<kRows, kN, kAdd>(depth, a.data + m * a.row, a.row, a.column, b, b_row, c + m * c_row, c_row);
+/// Calls fn(first row, rows) for blocks of at most `most` rows, of equal size or nearly: a kernel of one or two rows
+/// waits for each of its multiply-adds.
+template <class Fn>
+HWY_INLINE void ForEachRowBlock(int rows, int most, const Fn& fn) {
+  const int blocks = (rows + most - 1) / most;
+  for (int block = 0, row = 0; block < blocks; ++block) {
+    const int count = (rows - row) / (blocks - block);
+    fn(row, count);
+    row += count;
   }
-  if (m == rows) return;
-  ahead.fetch_some();
-  a.data += m * a.row;
-  LastRows<kRows - 1, kN, kAdd>(rows - m, depth, a, b, b_row, c + m * c_row, c_row);
+}
+
+template <int kM, int kN, bool kAdd>
+void ProductOfGroup(Ahead& ahead, int rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
+                    int64_t c_row) {
+  ForEachRowBlock(rows, kM, [&](int row, int count) HWY_ATTR {
+    ahead.fetch_some();
+    RowsKernel<kM, kN, kAdd>(count, depth, {a.data + row * a.row, a.row, a.column}, b, b_row, c + row * c_row, c_row);
+  });
 }
 
 template <bool kAdd>
-void Product(Ahead& ahead, int64_t rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row,
+void Product(Ahead& ahead, int rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row,
              float* c, int64_t c_row) {
   int64_t x = 0;
-  for (; x + kGroup <= vectors; x += kGroup)
-    ProductOfGroup<kGroup, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
-  for (; x < vectors; ++x) ProductOfGroup<1, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
-}
-
-// --- Rows of one head to and from contiguous scratch, where they are f32 and padded with zeros ---
-
-HWY_INLINE int64_t Padded(int64_t width) { return (width + 15) / 16 * 16; }
-
-HWY_INLINE V LoadAsFloats(const float* p) { return Load(p); }
-
-HWY_INLINE V LoadAsFloats(const bf16* p) {
-  const hn::Rebind<uint16_t, Floats> halves;
-  const hn::RebindToUnsigned<Floats> bits;
-  const auto widened = hn::PromoteTo(bits, hn::LoadU(halves, reinterpret_cast<const uint16_t*>(p)));
-  return hn::BitCast(Floats(), hn::ShiftLeft<16>(widened));
-}
-
-HWY_INLINE V LoadAsFloats(const f16* p) {
-#if HWY_TARGET <= HWY_AVX2 || HWY_ARCH_ARM  // has the instruction; what Highway does without knows no infinity or NaN
-  const hn::Rebind<hwy::float16_t, Floats> halves;
-  return hn::PromoteTo(Floats(), hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
-#else
-  float x[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) x[lane] = static_cast<float>(p[lane]);
-  return Load(x);
-#endif
-}
-
-/// to [count][padded] = scale * the rows at the positions of elements [begin, begin + count) of `strip`.
-template <class T>
-void PackRowsOf(const Rows& rows, Strip strip, int64_t begin, int64_t count, float scale, float* HWY_RESTRICT to) {
-  constexpr int64_t kAhead = 6;  // rows lie far apart, where the hardware does not guess the next one
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t width = rows.width, padded = Padded(width);
-  const T* const from = static_cast<const T*>(rows.data);
-  for (int64_t t = 0; t < count; ++t, to += padded) {
-    const T* HWY_RESTRICT x = from + strip.position(begin + t) * rows.distance;
-    const T* const ahead = from + strip.position(begin + std::min(t + kAhead, count - 1)) * rows.distance;
-    for (int64_t c = 0; c < width; c += kLine) hwy::Prefetch(ahead + c);
-    int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) Store(hn::Mul(Set(scale), LoadAsFloats(x + c)), to + c);
-    for (; c < width; ++c) to[c] = scale * static_cast<float>(x[c]);
-    for (; c < padded; ++c) to[c] = 0.0f;
+  for (; x + 2 <= vectors && (kRowsOf3 == 0 || vectors - x != 3); x += 2)
+    ProductOfGroup<kRows, 2, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
+  if constexpr (kRowsOf3 != 0) {
+    if (vectors - x == 3)
+      return ProductOfGroup<kRowsOf3, 3, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
   }
+  if (x < vectors)
+    ProductOfGroup<kRowsOf1, 1, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);
 }
-
-void PackRows(const Rows& rows, Strip strip, int64_t begin, int64_t count, float scale, float* HWY_RESTRICT to) {
-  if (rows.dtype == DType::f32) return PackRowsOf<float>(rows, strip, begin, count, scale, to);
-  if (rows.dtype == DType::bf16) return PackRowsOf<bf16>(rows, strip, begin, count, scale, to);
-  PackRowsOf<f16>(rows, strip, begin, count, scale, to);
-}
-
-/// The rows at those positions += scale * from [count][padded].
-void AddRows(const float* HWY_RESTRICT from, const ResultRows& rows, Strip strip, int64_t begin, int64_t count,
-             float scale) {
-  const int64_t padded = Padded(rows.width);
-  for (int64_t t = 0; t < count; ++t, from += padded) {
-    float* HWY_RESTRICT x = rows.data + strip.position(begin + t) * rows.distance;
-    int64_t c = 0;
-    for (; c + kLanes <= rows.width; c += kLanes) Store(hn::MulAdd(Set(scale), Load(from + c), Load(x + c)), x + c);
-    for (; c < rows.width; ++c) x[c] += scale * from[c];
-  }
-}
-
-/// The rows at those positions = 0.
-void ClearRows(const ResultRows& rows, Strip strip, int64_t begin, int64_t count) {
-  for (int64_t t = 0; t < count; ++t)
-    std::memset(rows.data + strip.position(begin + t) * rows.distance, 0,
-                static_cast<size_t>(rows.width) * sizeof(float));
-}
-
-#if HWY_TARGET == HWY_SCALAR
-
-void TransposeToLanes(const float* from, int64_t width, float* HWY_RESTRICT to) {
-  for (int64_t lane = 0; lane < kTile; ++lane)
-    for (int64_t c = 0; c < width; ++c) to[c * kTile + lane] = from[lane * width + c];
-}
-
-#else
-
-/// Transposes the 4 x 4 floats in each 128-bit block: element k of r[m] and element m of r[k] change places.
-HWY_INLINE void TransposeBlocks(V (&r)[4]) {
-  const V a = hn::InterleaveLower(Floats(), r[0], r[2]), b = hn::InterleaveUpper(Floats(), r[0], r[2]);
-  const V c = hn::InterleaveLower(Floats(), r[1], r[3]), d = hn::InterleaveUpper(Floats(), r[1], r[3]);
-  r[0] = hn::InterleaveLower(Floats(), a, c);
-  r[1] = hn::InterleaveUpper(Floats(), a, c);
-  r[2] = hn::InterleaveLower(Floats(), b, d);
-  r[3] = hn::InterleaveUpper(Floats(), b, d);
-}
-
-/// A vector of 4-float blocks, block i from p + i * distance.
-template <class D>
-HWY_INLINE hn::Vec<D> LoadBlocks(D d, const float* p, int64_t distance) {
-  if constexpr (hn::MaxLanes(D()) == 4) {
-    return hn::LoadU(d, p);
-  } else {
-    const hn::Half<D> half;
-    constexpr int64_t kBlocks = hn::MaxLanes(D()) / 8;
-    return hn::Combine(d, LoadBlocks(half, p + kBlocks * distance, distance), LoadBlocks(half, p, distance));
-  }
-}
-
-/// to [width][kTile] = the transpose of from [kTile][width]; width a multiple of 4.
-void TransposeToLanes(const float* from, int64_t width, float* HWY_RESTRICT to) {
-  for (int64_t x = 0; x < kVectors; ++x)
-    for (int64_t c = 0; c < width; c += 4) {
-      V r[4];
-      LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) r[m] = LoadBlocks(Floats(), from + (x * kLanes + m) * width + c, 4 * width);
-      TransposeBlocks(r);
-      LACUNA_UNROLL
-      for (int m = 0; m < 4; ++m) Store(r[m], to + (c + m) * kTile + x * kLanes);
-    }
-}
-
-#endif
 
 }  // namespace lacuna::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

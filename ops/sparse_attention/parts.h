@@ -16,6 +16,8 @@ struct Part {
   int64_t prefix_before = 0;            // earlier parts have all keys before this position: it cuts the beginning
   std::vector<View> scattered_before;   // earlier parts of any other kind: their pairs are skipped
 
+  friend bool operator==(const Part&, const Part&) = default;
+
   /// The indices, in the key list of `group`, of the keys of query position i. Both ends are monotone in i.
   Range keys_of(int64_t group, int64_t i) const {
     int64_t end = std::min(i + 1, view.key_end);

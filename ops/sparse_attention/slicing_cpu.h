@@ -15,9 +15,10 @@ namespace lacuna::cpu {
 
 /// One part of one head, cut into slices.
 struct Slicing {
-  const Part* part = nullptr;  // null when the head has fewer parts
+  const Part* part = nullptr;  // null when the head has fewer parts, or an earlier head takes it along
   int64_t n = 0;
   int64_t rows = kSlice;  // queries of a slice
+  int64_t heads = 1;      // with the same part, taken by one task
 
   int64_t groups() const { return part->view.groups(n); }
   int64_t rows_of(int64_t group) const { return part->view.queries(group).rank(n); }

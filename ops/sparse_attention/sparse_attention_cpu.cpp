@@ -29,10 +29,28 @@ class ThreadScratch {
   Tensor memory_;
 };
 
-/// The m-th part of head h, or null when the head has fewer.
-const Part* part_at(const AttentionProblem& problem, int64_t h, size_t m) {
-  const std::vector<Part>& parts = problem.heads[static_cast<size_t>(h)];
-  return m < parts.size() ? &parts[m] : nullptr;
+/// The m-th part of every head, cut by `cut` (forward_slicing or backward_slicing). Neighbouring heads with the same part
+/// share tasks where groups are short: a position has their rows side by side, which is faster to read than a row here
+/// and a row there.
+std::vector<Slicing> slicings_of(const AttentionProblem& problem, size_t m, Slicing (*cut)(const Part*, int64_t)) {
+  std::vector<Slicing> slicings;
+  Slicing* leader = nullptr;
+  slicings.reserve(problem.heads.size());  // leader points into it
+  for (const std::vector<Part>& parts : problem.heads) {
+    Slicing& slicing = slicings.emplace_back(cut(m < parts.size() ? &parts[m] : nullptr, problem.n));
+    if (slicing.part == nullptr) {
+      leader = nullptr;
+      continue;
+    }
+    const int64_t rows = std::max(slicing.rows_of(0), slicing.part->view.keys(0).rank(problem.n));
+    if (leader != nullptr && *leader->part == parts[m] && (leader->heads + 1) * rows <= kGathered) {
+      ++leader->heads;
+      slicing.part = nullptr;
+    } else {
+      leader = &slicing;
+    }
+  }
+  return slicings;
 }
 
 size_t most_parts(const AttentionProblem& problem) {
@@ -107,13 +125,12 @@ void forward_tiles(const AttentionProblem& problem, const AttentionSaved& saved)
   const ThreadScratch scratch(problem);
   const Tensor o = f32_sums_of(saved.o);
   for (size_t m = 0; m < most_parts(problem); ++m) {
-    std::vector<Slicing> heads;
-    for (int64_t h = 0; h < problem.n_heads; ++h) heads.push_back(forward_slicing(part_at(problem, h, m), problem.n));
+    const std::vector<Slicing> heads = slicings_of(problem, m, forward_slicing);
     const auto task_of = [&](const Slice& slice) {
       HeadSequence head = head_sequence(problem, saved, slice.b, slice.h);
       head.o = head_rows_f32(problem, o, slice.b, slice.h);
       const Slicing& slicing = *slice.slicing;
-      return ForwardTask{head, slicing.part, slice.group, slicing.slice(slice.group, slice.s), m > 0};
+      return ForwardTask{head, slicing.heads, slicing.part, slice.group, slicing.slice(slice.group, slice.s), m > 0};
     };
     for_each_slice(problem, heads, 0, [&](const Slice& slice, const std::optional<Slice>& next) {
       const ForwardTask task = task_of(slice), following = task_of(next.value_or(slice));
@@ -125,7 +142,7 @@ void forward_tiles(const AttentionProblem& problem, const AttentionSaved& saved)
 
 /// A slice of queries, a slab of keys, and whether this is the first time that they are met.
 struct Block {
-  int64_t b, h;
+  int64_t b, h, heads;
   const Part* part;
   int64_t group;
   Range rows, keys;
@@ -138,17 +155,16 @@ struct Block {
 template <class Task>
 void for_each_block(const AttentionProblem& problem, const Task& task) {
   for (size_t m = 0; m < most_parts(problem); ++m) {
-    std::vector<Slicing> heads;
+    const std::vector<Slicing> heads = slicings_of(problem, m, backward_slicing);
     int64_t phases = m == 0 ? 1 : 0;
-    for (int64_t h = 0; h < problem.n_heads; ++h) {
-      heads.push_back(backward_slicing(part_at(problem, h, m), problem.n));
-      if (heads.back().part != nullptr) phases = std::max(phases, heads.back().phases());
-    }
+    for (const Slicing& slicing : heads)
+      if (slicing.part != nullptr) phases = std::max(phases, slicing.phases());
     for (int64_t phase = 0; phase < phases; ++phase) {
       const auto block_of = [&](const Slice& x) {
         const Slicing& slicing = *x.slicing;
         return Block{x.b,
                      x.h,
+                     slicing.heads,
                      slicing.part,
                      x.group,
                      slicing.slice(x.group, x.s),
@@ -193,7 +209,7 @@ void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved
     head.dq = head_rows_f32(problem, sums.dq, x.b, x.h);
     head.dk = head_rows_f32(problem, sums.dk, x.b, x.h);
     head.dv = head_rows_f32(problem, sums.dv, x.b, x.h);
-    return BackwardTask{head, x.part, x.group, x.rows, x.keys, {x.first, x.first && begin_keys}};
+    return BackwardTask{head, x.heads, x.part, x.group, x.rows, x.keys, {x.first, x.first && begin_keys}};
   };
   for_each_block(problem, [&](const Block& block, const Block* next) {
     const BackwardTask task = task_of(block), following = task_of(next != nullptr ? *next : block);
@@ -228,8 +244,9 @@ void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, 
   const double scale = 1 / std::sqrt(static_cast<double>(problem.d_qk));
   for (const Tensor& grad : {grads.dq, grads.dk, grads.dv}) fill(grad, 0.0);
   for_each_block(problem, [&](const Block& block, const Block*) {
-    const auto& [b, h, part_of, group, rows, slab, first] = block;
+    const auto& [b, first_head, heads, part_of, group, rows, slab, first] = block;
     const Part& part = *part_of;
+    for (int64_t h = first_head; h < first_head + heads; ++h) {
     const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
     const double* const lse = saved.lse.data<double>() + (b * problem.n_heads + h) * problem.n;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -248,6 +265,7 @@ void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, 
         axpy(ds, q, grads.dk.data<double>() + kj, problem.d_qk);
         axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
       }
+    }
     }
   });
 }

@@ -14,142 +14,53 @@
 #define HWY_TARGET_INCLUDE "ops/sparse_attention/tiles_cpu.cpp"
 #include <hwy/foreach_target.h>
 
-#include "ops/sparse_attention/lanes-inl.h"
+#include "ops/sparse_attention/schedule-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lacuna::cpu {
 namespace HWY_NAMESPACE {
 
-// --- Which keys a tile of queries meets ---
-
-/// For each lane of a tile its run of keys, relative to the first key packed. Lanes after the last query repeat it.
-struct TileKeys {
-  int32_t begin[kTile], end[kTile];
-
-  TileKeys(const Range* rows, int64_t count, int64_t origin, int64_t limit) {
-    for (int64_t lane = 0; lane < kTile; ++lane) {
-      const Range& keys = rows[std::min(lane, count - 1)];
-      begin[lane] = static_cast<int32_t>(std::clamp<int64_t>(keys.begin - origin, 0, limit));
-      end[lane] = static_cast<int32_t>(std::clamp<int64_t>(keys.end - origin, 0, limit));
-    }
-  }
+/// Where the queries and the keys of a group lie.
+struct Places {
+  Strip queries, keys;
+  Places() = default;  // one after the other, gathered in scratch
+  Places(const Part& part, int64_t group) : queries(part.view.queries(group)), keys(part.view.keys(group)) {}
 };
 
-/// Keys [begin, end) that are met by some lane of vectors [first, last) and by no lane of the others.
-struct Segment {
-  int begin, end, first, last;
+/// Rows of several heads, gathered in scratch.
+struct Gathered {
+  float* data;
+  int64_t count, width;
+  bool finite;
+
+  Rows head(int64_t h) const { return {result(h).data, DType::f32, Padded(width), width, true, finite}; }
+  ResultRows result(int64_t h) const { return {data + h * count * Padded(width), Padded(width), width, true}; }
 };
 
-/// The keys [begin, end) of a tile, cut so that each vector either meets a segment or does not. As both ends of the
-/// lanes' runs never move back, the vectors that meet a key are neighbours, and there are at most 2 * kVectors
-/// segments.
-struct TileSchedule {
-  int vector_begin[kVectors], vector_end[kVectors];  // keys that some lane of the vector meets
-  int full_begin[kVectors], full_end[kVectors];      // those that all its lanes meet
-  Segment segments[2 * kVectors];
-  int count = 0;
-
-  TileSchedule(const TileKeys& keys, int begin, int end) {
-    for (int x = 0; x < kVectors; ++x) {
-      const int lane = x * kLanes, last_lane = lane + kLanes - 1;
-      vector_begin[x] = std::clamp(static_cast<int>(keys.begin[lane]), begin, end);
-      vector_end[x] = std::clamp(static_cast<int>(keys.end[last_lane]), vector_begin[x], end);
-      full_begin[x] = std::clamp(static_cast<int>(keys.begin[last_lane]), vector_begin[x], vector_end[x]);
-      full_end[x] = std::clamp(static_cast<int>(keys.end[lane]), full_begin[x], vector_end[x]);
-    }
-    int first = 0, last = 0;
-    for (int t = begin; t < end;) {
-      while (first < kVectors && vector_end[first] <= t) ++first;
-      if (first == kVectors) break;
-      last = std::max(last, first);
-      while (last < kVectors && vector_begin[last] <= t) ++last;
-      const int next_begin = last < kVectors ? vector_begin[last] : end;
-      if (last == first) {  // nobody meets t
-        t = next_begin;
-        continue;
-      }
-      const int next = std::min(vector_end[first], next_begin);
-      segments[count++] = {t, next, first, last};
-      t = next;
-    }
-  }
-
-  bool empty() const { return count == 0; }
-};
-
-/// The scores of vector x at key t, with -inf where the lane's run does not have the key.
-HWY_INLINE V MaskedScores(V s, const TileKeys& keys, int x, int t) {
-  const auto begin = hn::LoadU(Ints(), keys.begin + x * kLanes), end = hn::LoadU(Ints(), keys.end + x * kLanes);
-  const auto in_run = hn::And(hn::Lt(begin, hn::Set(Ints(), t + 1)), hn::Gt(end, hn::Set(Ints(), t)));
-  return hn::IfThenElse(hn::RebindMask(Floats(), in_run), s, Set(-kInfinity));
+Gathered Gather(const Rows& rows, const Block& block, float scale, Scratch& scratch) {
+  float* const data = scratch.take(block.heads * block.count * Padded(rows.width));
+  const bool finite = PackRows(rows, block, scale, data);
+  return {data, block.count, rows.width, finite};
 }
 
-/// s [key - begin][kTile] = a * b over the segments of a tile: a [key][depth] packed rows, b [depth][kTile].
-HWY_INLINE void Scores(Ahead& ahead, const TileSchedule& schedule, int begin, const float* a, int64_t depth,
-                       const float* b, float* s) {
-  const int64_t padded = Padded(depth);
-  for (int i = 0; i < schedule.count; ++i) {
-    const Segment& g = schedule.segments[i];
-    Product<false>(ahead, g.end - g.begin, g.last - g.first, depth, {a + g.begin * padded, padded, 1},
-                   b + g.first * kLanes, kTile, s + (g.begin - begin) * kTile + g.first * kLanes, kTile);
-  }
+Gathered Ungathered(int64_t width, const Block& block, Scratch& scratch) {
+  return {scratch.take(block.heads * block.count * Padded(width)), block.count, width, true};
 }
 
-/// c [lane][width] += s^T * b over the keys [begin, end): s [key - begin][kTile], b [key][width] packed rows. A block
-/// of lanes takes only the keys that some of them meet.
-HWY_INLINE void AddOverKeys(Ahead& ahead, const TileKeys& keys, int lanes, int begin, int end, const float* s,
-                            const float* b, int64_t width, float* c) {
-  const int64_t padded = Padded(width);
-  for (int lane = 0; lane < lanes; lane += kRows) {
-    const int count = std::min(kRows, lanes - lane);
-    const int first = std::max(begin, keys.begin[lane]), last = std::min(end, keys.end[lane + count - 1]);
-    if (first < last)
-      Product<true>(ahead, count, padded / kLanes, last - first, {s + (first - begin) * kTile + lane, 1, kTile},
-                    b + first * padded, padded, c + lane * padded, padded);
-  }
+/// Scores are in units of log 2: what q is multiplied by.
+HWY_INLINE float ScaleOfQueries(int64_t d_qk) { return kLog2e / std::sqrt(static_cast<float>(d_qk)); }
+/// What their gradient is multiplied by, k and ds being in units of 1.
+HWY_INLINE float ScaleOfDq(int64_t d_qk) { return 1.0f / std::sqrt(static_cast<float>(d_qk)); }
+
+/// to [heads][count] = the numbers of the block's positions, in each head's [n].
+void GatherNumbers(const float* from, int64_t n, const Block& block, float* to) {
+  for (int64_t h = 0; h < block.heads; ++h)
+    for (int64_t t = 0; t < block.count; ++t) *to++ = from[h * n + block.strip.position(block.begin + t)];
 }
 
-/// c [key][width] += s * b over the keys [begin, end): s [key - begin][kTile], b [lane][width] packed rows. A block of
-/// keys takes only the lanes that meet some of them.
-HWY_INLINE void AddOverQueries(Ahead& ahead, const TileKeys& keys, int lanes, int begin, int end, const float* s,
-                               const float* b, int64_t width, float* c) {
-  const int64_t padded = Padded(width);
-  for (int key = begin, first = 0, last = 0; key < end; key += kRows) {
-    const int count = std::min(kRows, end - key);
-    while (first < lanes && keys.end[first] <= key) ++first;
-    while (last < lanes && keys.begin[last] < key + count) ++last;
-    if (first < last)
-      Product<true>(ahead, count, padded / kLanes, last - first, {s + (key - begin) * kTile + first, kTile, 1},
-                    b + first * padded, padded, c + key * padded, padded);
-  }
-}
-
-/// Scores of pairs that an earlier part has are -inf. `row` and `key` are the indices of lane 0 and of key 0.
-void SkipEarlierParts(const TileSchedule& schedule, const Part& part, int64_t group, int64_t row, int64_t count,
-                      int64_t key, int begin, float* s) {
-  if (part.scattered_before.empty()) return;
-  const Strip queries = part.view.queries(group), keys = part.view.keys(group);
-  for (int x = 0; x < kVectors; ++x)
-    for (int t = schedule.vector_begin[x]; t < schedule.vector_end[x]; ++t)
-      for (int64_t lane = x * kLanes; lane < std::min<int64_t>(count, (x + 1) * kLanes); ++lane)
-        if (part.skips(queries.position(row + lane), keys.position(key + t)))
-          s[(t - begin) * kTile + lane] = -kInfinity;
-}
-
-/// Hands out pieces of scratch, each aligned to 64 bytes.
-struct Scratch {
-  float* next;
-  float* take(int64_t floats) {
-    float* const piece = next;
-    next += (floats + 15) / 16 * 16;
-    return piece;
-  }
-};
-
-/// The key runs of the queries `rows` of a group.
-HWY_INLINE void KeysOfRows(const Part& part, int64_t group, Range rows, Range* keys) {
-  const Strip queries = part.view.queries(group);
-  for (int64_t r = rows.begin; r < rows.end; ++r) keys[r - rows.begin] = part.keys_of(group, queries.position(r));
+void ScatterNumbers(const float* from, int64_t n, const Block& block, float* to) {
+  for (int64_t h = 0; h < block.heads; ++h)
+    for (int64_t t = 0; t < block.count; ++t) to[h * n + block.strip.position(block.begin + t)] = *from++;
 }
 
 // --- Forward ---
@@ -177,7 +88,7 @@ HWY_INLINE void SoftmaxStep(const TileKeys& keys, const TileSchedule& schedule, 
   const V before = top[0];
   const auto mask = [&](int from, int to) HWY_ATTR {
     for (int t = from; t < to; ++t) {
-      const V masked = MaskedScores(Load(sx + t * kTile), keys, x, t);
+      const V masked = hn::IfThenElse(InRun(keys, x, t), Load(sx + t * kTile), Set(-kInfinity));
       Store(masked, sx + t * kTile);
       top[0] = hn::Max(top[0], masked);
     }
@@ -238,16 +149,16 @@ void FetchForward(const ForwardTask& next, Ahead& ahead) {
   ahead.add(next.head.o, queries, next.rows.begin, next.rows.end);
 }
 
-void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memory) {
-  const HeadSequence& head = task.head;
+/// One head of a task; `places` says where its rows lie.
+void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places& places, const ForwardTask* next,
+                 float* memory) {
   const Part& part = *task.part;
   const int64_t group = task.group;
   const Range rows = task.rows;
   const bool merge = task.merge;
-  const Strip queries = part.view.queries(group), key_list = part.view.keys(group);
+  const auto& [queries, key_list] = places;
   const int64_t count = rows.end - rows.begin, tiles = (count + kTile - 1) / kTile;
   const int64_t d_qk = head.q.width, d_v = head.v.width, width_qk = Padded(d_qk), width_v = Padded(d_v);
-  const float scale = kLog2e / std::sqrt(static_cast<float>(d_qk));
 
   Range keys[kSlice];
   KeysOfRows(part, group, rows, keys);
@@ -255,8 +166,8 @@ void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memor
   if (span.empty() && merge) return;
 
   Scratch scratch{memory};
-  float* const k = scratch.take(kSlab * width_qk);
-  float* const v = scratch.take(kSlab * width_v);
+  float* const packed_k = scratch.take(kSlab * width_qk);
+  float* const packed_v = scratch.take(kSlab * width_v);
   float* const s = scratch.take(kStep * kTile);
   float* const packed = scratch.take(kTile * width_qk);
   TileState states[(kSlice + kTile - 1) / kTile];
@@ -267,21 +178,20 @@ void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memor
     const int64_t row = rows.begin + tile * kTile, lanes = std::min<int64_t>(kTile, rows.end - row);
     TileState& state = states[tile];
     state = {scratch.take(width_qk * kTile), scratch.take(width_v * kTile), scratch.take(kTile), scratch.take(kTile)};
-    PackRows(head.q, queries, row, lanes, scale, packed);
-    TransposeToLanes(packed, width_qk, state.q);
-    std::memset(state.o, 0, static_cast<size_t>(width_v * kTile) * sizeof(float));
+    TransposeToLanes(PackedRows(head.q, {queries, row, lanes}, ScaleOfQueries(d_qk), packed).rows, width_qk, lanes, state.q);
+    std::memset(state.o, 0, static_cast<size_t>(width_v * lanes) * sizeof(float));
     for (int64_t lane = 0; lane < kTile; ++lane) {
       const float lse = merge && lane < lanes ? head.lse[queries.position(row + lane)] : -kInfinity;
       state.largest[lane] = lse * kLog2e;
       state.sum[lane] = lse == -kInfinity ? 0.0f : 1.0f;
     }
-    if (merge) PackRows(earlier_o, queries, row, lanes, 1.0f, state.o);
+    if (merge) PackRows(earlier_o, {queries, row, lanes}, 1.0f, state.o);
   }
 
   for (int64_t origin = span.begin; origin < span.end; origin += kSlab) {
     const int64_t limit = std::min<int64_t>(kSlab, span.end - origin);
-    PackRows(head.k, key_list, origin, limit, 1.0f, k);
-    PackRows(head.v, key_list, origin, limit, 1.0f, v);
+    const float* const k = PackedRows(head.k, {key_list, origin, limit}, 1.0f, packed_k).rows;
+    const auto [v, finite_v] = PackedRows(head.v, {key_list, origin, limit}, 1.0f, packed_v);
     ahead.clear();
     if (origin + kSlab < span.end) {
       const int64_t end = std::min(span.end, origin + 2 * kSlab);
@@ -296,12 +206,12 @@ void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memor
       const TileState& state = states[tile];
       for (int begin = tile_keys.begin[0]; begin < tile_keys.end[kTile - 1]; begin += kStep) {
         const int end = std::min<int>(begin + kStep, tile_keys.end[kTile - 1]);
-        const TileSchedule schedule(tile_keys, begin, end);
+        const TileSchedule schedule(tile_keys, lanes, begin, end);
         if (schedule.empty()) continue;
         Scores(ahead, schedule, begin, k, d_qk, state.q, s);  // s = k q^T
         SkipEarlierParts(schedule, part, group, rows.begin + tile * kTile, lanes, origin, begin, s);
-        for (int x = 0; x < kVectors; ++x) SoftmaxStep(tile_keys, schedule, x, begin, end, s, state, width_v);
-        AddOverKeys(ahead, tile_keys, lanes, begin, end, s, v, d_v, state.o);  // o += p^T v
+        for (int x = 0; x < schedule.vectors; ++x) SoftmaxStep(tile_keys, schedule, x, begin, end, s, state, width_v);
+        AddOverKeys(ahead, tile_keys, lanes, begin, end, s, v, finite_v, d_v, state.o);  // o += p^T v
       }
     }
   }
@@ -323,6 +233,41 @@ void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memor
   }
 }
 
+/// Several heads: their rows are gathered and put back together.
+void ForwardHeads(const ForwardTask& task, float* memory) {
+  const HeadSequence& head = task.head;
+  const Places places(*task.part, task.group);
+  const int64_t heads = task.heads;
+  const Block queries{places.queries, 0, task.rows.end, heads}, keys{places.keys, 0, places.keys.rank(head.n), heads};
+  Scratch scratch{memory};
+  const Gathered q = Gather(head.q, queries, ScaleOfQueries(head.q.width), scratch);
+  const Gathered k = Gather(head.k, keys, 1.0f, scratch), v = Gather(head.v, keys, 1.0f, scratch);
+  const Gathered o = Ungathered(head.o.width, queries, scratch);
+  float* const lse = scratch.take(heads * queries.count);
+  if (task.merge) {
+    PackRows({head.o.data, DType::f32, head.o.distance, head.o.width}, queries, 1.0f, o.data);
+    GatherNumbers(head.lse, head.n, queries, lse);
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    HeadSequence gathered = head;
+    gathered.q = q.head(h);
+    gathered.k = k.head(h);
+    gathered.v = v.head(h);
+    gathered.o = o.result(h);
+    gathered.lse = lse + h * queries.count;
+    ForwardHead(task, gathered, Places(), nullptr, scratch.next);
+  }
+  UnpackRows<false>(o.data, 1.0f, head.o, queries);
+  ScatterNumbers(lse, head.n, queries, head.lse);
+}
+
+void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memory) {
+  if (task.heads > 1)
+    ForwardHeads(task, memory);
+  else
+    ForwardHead(task, task.head, Places(*task.part, task.group), next, memory);
+}
+
 // --- Backward ---
 
 /// The first of the queries `rows` for which `past` holds, which it then does for all later ones.
@@ -338,20 +283,24 @@ HWY_INLINE int64_t FirstRow(Range rows, const Past& past) {
   return rows.begin;
 }
 
-/// dq = 0 and delta = sum of d_o * o for the queries `rows`. o, d_o: scratch for a tile of rows.
+/// delta = sum over d_v of d_o * o, packed rows, for the queries [row, row + lanes).
+void Deltas(const float* d_o, const float* o, int64_t width, Strip queries, int64_t row, int64_t lanes, float* delta) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    V sum = hn::Zero(Floats());
+    for (int64_t c = 0; c < width; c += kLanes)
+      sum = hn::MulAdd(Load(o + lane * width + c), Load(d_o + lane * width + c), sum);
+    delta[queries.position(row + lane)] = hn::GetLane(hn::SumOfLanes(Floats(), sum));
+  }
+}
+
+/// dq = 0 and delta for the queries `rows`. o, d_o: scratch for a tile of rows.
 void BeginQueries(const HeadSequence& head, Strip queries, Range rows, float* o, float* d_o) {
-  const int64_t width = Padded(head.v.width);
-  ClearRows(head.dq, queries, rows.begin, rows.end - rows.begin);
+  ClearRows(head.dq, {queries, rows.begin, rows.end - rows.begin});
   for (int64_t row = rows.begin; row < rows.end; row += kTile) {
     const int64_t lanes = std::min<int64_t>(kTile, rows.end - row);
-    PackRows(head.saved_o, queries, row, lanes, 1.0f, o);
-    PackRows(head.d_o, queries, row, lanes, 1.0f, d_o);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      V sum = hn::Zero(Floats());
-      for (int64_t c = 0; c < width; c += kLanes)
-        sum = hn::MulAdd(Load(o + lane * width + c), Load(d_o + lane * width + c), sum);
-      head.delta[queries.position(row + lane)] = hn::GetLane(hn::SumOfLanes(Floats(), sum));
-    }
+    PackRows(head.saved_o, {queries, row, lanes}, 1.0f, o);
+    PackRows(head.d_o, {queries, row, lanes}, 1.0f, d_o);
+    Deltas(d_o, o, Padded(head.v.width), queries, row, lanes, head.delta);
   }
 }
 
@@ -360,7 +309,7 @@ struct BackwardScratch {
   float *k, *v, *dk, *dv;  // [kSlab][d_qk or d_v]
   float *p, *ds;           // [kStep][kTile]
   float *q, *d_o, *dq;     // [kTile][d_qk or d_v]
-  float *q_t, *d_o_t;      // [d_qk or d_v][kTile]
+  float *q_t, *d_o_t, *o;  // [d_qk or d_v][kTile], [kTile][d_v]
   float *lse, *delta;      // [kTile]
 
   BackwardScratch(float* memory, int64_t width_qk, int64_t width_v) {
@@ -369,30 +318,41 @@ struct BackwardScratch {
     for (float** rows : {&v, &dv}) *rows = scratch.take(kSlab * width_v);
     for (float** scores : {&p, &ds}) *scores = scratch.take(kStep * kTile);
     for (float** tile : {&q, &dq, &q_t}) *tile = scratch.take(kTile * width_qk);
-    for (float** tile : {&d_o, &d_o_t}) *tile = scratch.take(kTile * width_v);
+    for (float** tile : {&d_o, &d_o_t, &o}) *tile = scratch.take(kTile * width_v);
     for (float** lanes : {&lse, &delta}) *lanes = scratch.take(kTile);
   }
 };
 
-/// The pairs of the queries [row, row + lanes) and the packed keys [origin, origin + limit).
-void BackwardTile(const HeadSequence& head, const Part& part, int64_t group, int64_t row, int64_t lanes, int64_t origin,
-                  int64_t limit, const BackwardScratch& at, Ahead& ahead) {
-  const Strip queries = part.view.queries(group);
+/// The keys [origin, origin + limit), packed.
+struct Slab {
+  int64_t origin, limit;
+  Packed k, v;
+  float *dk, *dv;
+};
+
+/// The pairs of the queries [row, row + lanes) and the keys of the slab. `begins`: these pairs are the first and the last of
+/// the queries, whose dq and delta are written.
+void BackwardTile(const BackwardTask& task, const HeadSequence& head, Strip queries, int64_t row, int64_t lanes,
+                  const Slab& slab, bool begins, const BackwardScratch& at, Ahead& ahead) {
+  const Part& part = *task.part;
+  const int64_t group = task.group, origin = slab.origin;
   const int64_t d_qk = head.q.width, d_v = head.v.width, width_qk = Padded(d_qk), width_v = Padded(d_v);
-  const float scale = 1.0f / std::sqrt(static_cast<float>(d_qk));
   const int count = static_cast<int>(lanes);
+  const Block rows{queries, row, lanes};
 
   Range keys[kTile];
   KeysOfRows(part, group, {row, row + lanes}, keys);
-  const TileKeys tile_keys(keys, lanes, origin, limit);
+  const TileKeys tile_keys(keys, lanes, origin, slab.limit);
   const int tile_begin = tile_keys.begin[0], tile_end = tile_keys.end[kTile - 1];
-  if (tile_begin >= tile_end) return;
+  if (tile_begin >= tile_end && !begins) return;
 
-  PackRows(head.q, queries, row, lanes, scale * kLog2e, at.q);
-  PackRows(head.d_o, queries, row, lanes, 1.0f, at.d_o);
-  TransposeToLanes(at.q, width_qk, at.q_t);
-  TransposeToLanes(at.d_o, width_v, at.d_o_t);
-  std::memset(at.dq, 0, static_cast<size_t>(lanes * width_qk) * sizeof(float));
+  const Packed q = PackedRows(head.q, rows, ScaleOfQueries(d_qk), at.q), d_o = PackedRows(head.d_o, rows, 1.0f, at.d_o);
+  if (begins)
+    Deltas(d_o.rows, PackedRows(head.saved_o, rows, 1.0f, at.o).rows, width_v, queries, row, lanes, head.delta);
+  TransposeToLanes(q.rows, width_qk, lanes, at.q_t);
+  TransposeToLanes(d_o.rows, width_v, lanes, at.d_o_t);
+  float* const dq = head.dq.packed ? head.dq.data + row * width_qk : at.dq;
+  std::memset(dq, 0, static_cast<size_t>(lanes * width_qk) * sizeof(float));
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t i = queries.position(row + lane);
     at.lse[lane] = head.lse[i] == -kInfinity ? 0.0f : head.lse[i] * kLog2e;  // without keys p is 0 in any case
@@ -401,12 +361,12 @@ void BackwardTile(const HeadSequence& head, const Part& part, int64_t group, int
 
   for (int begin = tile_begin; begin < tile_end; begin += kStep) {
     const int end = std::min(begin + kStep, tile_end);
-    const TileSchedule schedule(tile_keys, begin, end);
+    const TileSchedule schedule(tile_keys, count, begin, end);
     if (schedule.empty()) continue;
-    Scores(ahead, schedule, begin, at.k, d_qk, at.q_t, at.p);    // s = k q^T
-    Scores(ahead, schedule, begin, at.v, d_v, at.d_o_t, at.ds);  // dp = v d_o^T
+    Scores(ahead, schedule, begin, slab.k.rows, d_qk, at.q_t, at.p);    // s = k q^T
+    Scores(ahead, schedule, begin, slab.v.rows, d_v, at.d_o_t, at.ds);  // dp = v d_o^T
     SkipEarlierParts(schedule, part, group, row, lanes, origin, begin, at.p);
-    for (int x = 0; x < kVectors; ++x) {  // p = 2^(s - lse), ds = p * (dp - delta)
+    for (int x = 0; x < schedule.vectors; ++x) {  // p = 2^(s - lse), ds = p * (dp - delta)
       const V lse_x = Load(at.lse + x * kLanes), delta_x = Load(at.delta + x * kLanes);
       float* const px = at.p + x * kLanes - begin * kTile;
       float* const dsx = at.ds + x * kLanes - begin * kTile;
@@ -418,11 +378,15 @@ void BackwardTile(const HeadSequence& head, const Part& part, int64_t group, int
       };
       const auto weigh = [&](int from, int to, bool masked) HWY_ATTR {
         for (int t = from; t < to; ++t) {
-          V s = Load(px + t * kTile);
-          if (masked) s = MaskedScores(s, tile_keys, x, t);
-          const V weight = Exp2(hn::Sub(s, lse_x));
+          V weight = Exp2(hn::Sub(Load(px + t * kTile), lse_x));
+          V ds = hn::Mul(weight, hn::Sub(Load(dsx + t * kTile), delta_x));
+          if (masked) {
+            const auto in_run = InRun(tile_keys, x, t);
+            weight = hn::IfThenElseZero(in_run, weight);
+            ds = hn::IfThenElseZero(in_run, ds);
+          }
           Store(weight, px + t * kTile);
-          Store(hn::Mul(weight, hn::Sub(Load(dsx + t * kTile), delta_x)), dsx + t * kTile);
+          Store(ds, dsx + t * kTile);
         }
       };
       clear(begin, schedule.vector_begin[x]);
@@ -431,11 +395,11 @@ void BackwardTile(const HeadSequence& head, const Part& part, int64_t group, int
       weigh(schedule.full_end[x], schedule.vector_end[x], true);
       clear(schedule.vector_end[x], end);
     }
-    AddOverQueries(ahead, tile_keys, count, begin, end, at.p, at.d_o, d_v, at.dv);  // dv += p d_o
-    AddOverQueries(ahead, tile_keys, count, begin, end, at.ds, at.q, d_qk, at.dk);  // dk += ds q
-    AddOverKeys(ahead, tile_keys, count, begin, end, at.ds, at.k, d_qk, at.dq);     // dq += ds^T k
+    AddOverQueries(ahead, tile_keys, count, begin, end, at.p, d_o.rows, d_o.finite, d_v, slab.dv);    // dv += p d_o
+    AddOverQueries(ahead, tile_keys, count, begin, end, at.ds, q.rows, q.finite, d_qk, slab.dk);      // dk += ds q
+    AddOverKeys(ahead, tile_keys, count, begin, end, at.ds, slab.k.rows, slab.k.finite, d_qk, dq);  // dq += ds^T k
   }
-  AddRows(at.dq, head.dq, queries, row, lanes, scale);
+  if (!head.dq.packed) (begins ? UnpackRows<false> : UnpackRows<true>)(dq, ScaleOfDq(d_qk), head.dq, rows);
 }
 
 /// What the next task reads and writes first.
@@ -455,31 +419,46 @@ void FetchBackward(const BackwardTask& next, Ahead& ahead) {
   ahead.add(head.q, queries, rows.begin, rows.end);
 }
 
-void BackwardBlock(const BackwardTask& task, const BackwardTask* next, float* memory) {
-  const HeadSequence& head = task.head;
+/// One head of a task; `places` says where its rows lie.
+void BackwardHead(const BackwardTask& task, const HeadSequence& head, const Places& places, const BackwardTask* next,
+                  float* memory) {
   const Part& part = *task.part;
   const int64_t group = task.group;
   const Range rows = task.rows, block = task.keys;
-  const Strip queries = part.view.queries(group), key_list = part.view.keys(group);
+  const auto& [queries, key_list] = places;
+  const Strip query_positions = part.view.queries(group);
   const BackwardScratch at(memory, Padded(head.q.width), Padded(head.v.width));
-  if (task.begins.queries) BeginQueries(head, queries, rows, at.k, at.v);
-  if (task.begins.keys) {
-    ClearRows(head.dk, key_list, block.begin, block.end - block.begin);
-    ClearRows(head.dv, key_list, block.begin, block.end - block.begin);
-  }
+  const Range span = Span(part, group, rows), met{std::max(block.begin, span.begin), std::min(block.end, span.end)};
+  const int64_t met_count = met.end - met.begin;
+  const bool once = 0 < met_count && met_count <= kSlab;  // then nothing is read that was only just cleared
+  if (task.begins.queries && !once) BeginQueries(head, queries, rows, at.k, at.v);
+  if (task.begins.keys)
+    for (const ResultRows* sums : {&head.dk, &head.dv}) {
+      ClearRows(*sums, {key_list, block.begin, (once ? met.begin : block.end) - block.begin});
+      if (once) ClearRows(*sums, {key_list, met.end, block.end - met.end});
+    }
 
   Ahead ahead;
-  const auto keys_of = [&](int64_t row) { return part.keys_of(group, queries.position(row)); };
-  const Range span = Span(part, group, rows), met{std::max(block.begin, span.begin), std::min(block.end, span.end)};
+  const auto keys_of = [&](int64_t row) { return part.keys_of(group, query_positions.position(row)); };
+  const bool begin_queries = task.begins.queries && once, begin_keys = task.begins.keys && once;
   for (int64_t origin = met.begin; origin < met.end; origin += kSlab) {
     const int64_t limit = std::min<int64_t>(kSlab, met.end - origin);
-    const int64_t first = FirstRow(rows, [&](int64_t row) { return keys_of(row).end > origin; });
-    const int64_t last = FirstRow(rows, [&](int64_t row) { return keys_of(row).begin >= origin + limit; });
-    if (first >= last) continue;
-    PackRows(head.k, key_list, origin, limit, 1.0f, at.k);
-    PackRows(head.v, key_list, origin, limit, 1.0f, at.v);
-    std::memset(at.dk, 0, static_cast<size_t>(limit * Padded(head.q.width)) * sizeof(float));
-    std::memset(at.dv, 0, static_cast<size_t>(limit * Padded(head.v.width)) * sizeof(float));
+    int64_t first = rows.begin, last = rows.end;
+    if (!begin_queries) {
+      first = FirstRow(rows, [&](int64_t row) { return keys_of(row).end > origin; });
+      last = FirstRow(rows, [&](int64_t row) { return keys_of(row).begin >= origin + limit; });
+    }
+    if (first >= last && !begin_keys) continue;
+    const Block keys{key_list, origin, limit};
+    const int64_t width_qk = Padded(head.q.width), width_v = Padded(head.v.width);
+    const Slab slab{origin,
+                    limit,
+                    PackedRows(head.k, keys, 1.0f, at.k),
+                    PackedRows(head.v, keys, 1.0f, at.v),
+                    head.dk.packed ? head.dk.data + origin * width_qk : at.dk,
+                    head.dv.packed ? head.dv.data + origin * width_v : at.dv};
+    std::memset(slab.dk, 0, static_cast<size_t>(limit * width_qk) * sizeof(float));
+    std::memset(slab.dv, 0, static_cast<size_t>(limit * width_v) * sizeof(float));
     for (int64_t row = first; row < last; row += kTile) {
       ahead.clear();
       if (row + kTile < last) {
@@ -487,24 +466,61 @@ void BackwardBlock(const BackwardTask& task, const BackwardTask* next, float* me
         ahead.add(head.q, queries, row + kTile, end);
         ahead.add(head.d_o, queries, row + kTile, end);
         ahead.add(head.dq, queries, row + kTile, end);
+        if (begin_queries) ahead.add(head.saved_o, queries, row + kTile, end);
       } else {
         const int64_t end = std::min(met.end, origin + 2 * kSlab);
         ahead.add(head.k, key_list, origin + kSlab, end);
         ahead.add(head.v, key_list, origin + kSlab, end);
         if (next != nullptr && origin + kSlab >= met.end) FetchBackward(*next, ahead);
       }
-      BackwardTile(head, part, group, row, std::min<int64_t>(kTile, last - row), origin, limit, at, ahead);
+      BackwardTile(task, head, queries, row, std::min<int64_t>(kTile, last - row), slab, begin_queries, at, ahead);
     }
-    AddRows(at.dk, head.dk, key_list, origin, limit, kLn2);  // q was scaled by scale / ln 2
-    AddRows(at.dv, head.dv, key_list, origin, limit, 1.0f);
+    const auto unpack = begin_keys ? UnpackRows<false> : UnpackRows<true>;
+    if (!head.dk.packed) unpack(slab.dk, kLn2, head.dk, keys);  // q was in units of log 2
+    if (!head.dv.packed) unpack(slab.dv, 1.0f, head.dv, keys);
   }
+}
+
+/// Several heads: their rows are gathered and put back together.
+void BackwardHeads(const BackwardTask& task, float* memory) {
+  const HeadSequence& head = task.head;
+  const Places places(*task.part, task.group);
+  const int64_t heads = task.heads;
+  const Block queries{places.queries, 0, task.rows.end, heads}, keys{places.keys, 0, task.keys.end, heads};
+  Scratch scratch{memory};
+  const Gathered q = Gather(head.q, queries, ScaleOfQueries(head.q.width), scratch);
+  const Gathered k = Gather(head.k, keys, 1.0f, scratch), v = Gather(head.v, keys, 1.0f, scratch);
+  const Gathered o = Gather(head.saved_o, queries, 1.0f, scratch), d_o = Gather(head.d_o, queries, 1.0f, scratch);
+  const Gathered dq = Ungathered(head.q.width, queries, scratch);
+  const Gathered dk = Ungathered(head.k.width, keys, scratch), dv = Ungathered(head.v.width, keys, scratch);
+  float *const lse = scratch.take(heads * queries.count), *const delta = scratch.take(heads * queries.count);
+  GatherNumbers(head.lse, head.n, queries, lse);
+  BackwardTask gathered_task = task;
+  gathered_task.begins = {true, true};
+  for (int64_t h = 0; h < heads; ++h)
+    BackwardHead(gathered_task,
+                 {head.n, q.head(h), k.head(h), v.head(h), lse + h * queries.count, {}, o.head(h), d_o.head(h),
+                  delta + h * queries.count, dq.result(h), dk.result(h), dv.result(h)},
+                 Places(), nullptr, scratch.next);
+  if (task.begins.queries) ScatterNumbers(delta, head.n, queries, head.delta);
+  (task.begins.queries ? UnpackRows<false> : UnpackRows<true>)(dq.data, ScaleOfDq(head.q.width), head.dq, queries);
+  (task.begins.keys ? UnpackRows<false> : UnpackRows<true>)(dk.data, kLn2, head.dk, keys);
+  (task.begins.keys ? UnpackRows<false> : UnpackRows<true>)(dv.data, 1.0f, head.dv, keys);
+}
+
+void BackwardBlock(const BackwardTask& task, const BackwardTask* next, float* memory) {
+  if (task.heads > 1)
+    BackwardHeads(task, memory);
+  else
+    BackwardHead(task, task.head, Places(*task.part, task.group), next, memory);
 }
 
 int64_t TileScratchFloats(int64_t d_qk, int64_t d_v) {
   const int64_t width = std::max(Padded(d_qk), Padded(d_v));
   const int64_t forward = 2 * kSlab * width + kStep * kTile + kTile * width + 2 * (kSlice + kTile) * (width + 16);
-  const int64_t backward = 4 * kSlab * width + 2 * kStep * kTile + 5 * kTile * width + 2 * (kTile + 16);
-  return std::max(forward, backward);
+  const int64_t backward = 4 * kSlab * width + 2 * kStep * kTile + 6 * kTile * width + 2 * (kTile + 16);
+  const int64_t gathered = 8 * kGathered * width + 2 * (kGathered + 16);
+  return std::max(forward, backward) + gathered;
 }
 
 const char* TileTarget() { return hwy::TargetName(HWY_TARGET); }

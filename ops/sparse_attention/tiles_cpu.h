@@ -11,17 +11,22 @@ namespace lacuna::cpu {
 /// Queries whose softmax is under way at once in forward: they share one pass over packed keys.
 inline constexpr int64_t kSlice = 256;
 
+/// Most rows that a task of several heads takes, of all its heads together.
+inline constexpr int64_t kGathered = 128;
+
 /// The rows of one head in a tensor: `width` elements at `data` for position 0, `distance` elements from one position
 /// to the next.
 struct Rows {
   const void* data;
   DType dtype;  // f32, bf16 or f16
   int64_t distance, width;
+  bool packed = false, finite = false;  // ready for the products as they lie; whether packed ones are all finite
 };
 
 struct ResultRows {
   float* data;
   int64_t distance, width;
+  bool packed = false;  // the products' own sums, not scaled
 };
 
 /// One head of one batch entry.
@@ -44,9 +49,10 @@ const char* tile_target();
 int64_t tile_scratch_floats(int64_t d_qk, int64_t d_v);
 
 /// o and lse of the queries `rows`, at most kSlice of them, of a group of the part. With `merge`, o and lse hold the
-/// result of earlier parts, and this part joins them in one softmax.
+/// result of earlier parts, and this part joins them in one softmax. A task of several heads has all rows of the group.
 struct ForwardTask {
   HeadSequence head;
+  int64_t heads;  // this one and those after it, whose rows follow each other
   const Part* part;
   int64_t group;
   Range rows;
@@ -61,6 +67,7 @@ struct Begins {
 /// Adds to dq, dk and dv what the pairs of the queries `rows` and the keys `keys`, both of one group, contribute.
 struct BackwardTask {
   HeadSequence head;
+  int64_t heads;  // as above
   const Part* part;
   int64_t group;
   Range rows, keys;
