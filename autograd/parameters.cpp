@@ -40,13 +40,15 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
     gradients_ = zeros(Shape{size}, dtype, device);
   }
   const Rng rng(seed, RandomPurpose::init);
+  const Tensor host = device == kCpu ? values_ : zeros(Shape{size}, dtype);  // where the numbers are drawn
   for (size_t i = 0; i < specs.size(); ++i) {
     Entry& entry = entries_[i];
     entry.variable = Variable(values_.view(entry.offset, entry.shape), gradients_.view(entry.offset, entry.shape));
     dispatch_f32_f64(dtype, "Parameters", [&]<class T>() {
-      initialize(specs[i], static_cast<int64_t>(i), rng, entry.variable.value().template data<T>());
+      initialize(specs[i], static_cast<int64_t>(i), rng, host.data<T>() + entry.offset);
     });
   }
+  if (device != kCpu) copy(host, values_);
 }
 
 const Variable& Parameters::operator[](const std::string& name) const {

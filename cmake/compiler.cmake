@@ -2,7 +2,8 @@
 # The two flags that are used change no result: we read neither errno nor the floating-point exception flags.
 add_library(lacuna_flags INTERFACE)
 add_library(lacuna::flags ALIAS lacuna_flags)
-target_compile_options(lacuna_flags INTERFACE -Wall -Wextra -fno-math-errno -fno-trapping-math)
+target_compile_options(lacuna_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-fno-math-errno;-fno-trapping-math>)  # nvcc's are in cuda.cmake
 
 # Warnings are errors with the compilers that CI builds with; a newer compiler's new warning must not stop a user.
 set(werror OFF)
@@ -11,7 +12,7 @@ if("${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}" MATCHES "^(GNU 12|Cl
 endif()
 option(LACUNA_WERROR "Warnings are errors" ${werror})
 if(LACUNA_WERROR)
-  target_compile_options(lacuna_flags INTERFACE -Werror)
+  target_compile_options(lacuna_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
@@ -21,7 +22,8 @@ add_compile_definitions($<$<CONFIG:Debug>:_GLIBCXX_ASSERTIONS>)  # checks operat
 
 set(LACUNA_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined")
 if(LACUNA_SANITIZE)
-  add_compile_options(-fsanitize=${LACUNA_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_compile_options(
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LACUNA_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
   add_link_options(-fsanitize=${LACUNA_SANITIZE})
 endif()
 

@@ -2,14 +2,18 @@
 #   AUTO  use it when it is found (the default)
 #   ON    use it, and stop when that is impossible
 #   OFF   do not even look for it
-# This version has no such backends yet: AUTO looks and reports, ON stops. After this file each variable is true exactly
-# when its backend is built, and <option>_REPORT is its line in the report.
-function(lacuna_backend option what)
+# This version has no backend for MPI and NCCL yet: AUTO looks and reports, ON stops. After this file each variable is
+# true exactly when its backend is built, and <option>_REPORT is its line in the report.
+function(lacuna_backend_option option what)
   set(${option} AUTO CACHE STRING "${what}: AUTO, ON or OFF")
   set_property(CACHE ${option} PROPERTY STRINGS AUTO ON OFF)
   if(NOT ${option} MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "${option} must be AUTO, ON or OFF, got '${${option}}'")
   endif()
+endfunction()
+
+function(lacuna_backend option what)
+  lacuna_backend_option(${option} ${what})
   if(${option} STREQUAL "ON")
     message(FATAL_ERROR "${option}=ON: this version of Lacuna has no ${what} backend yet. Configure with -D${option}=OFF, "
                         "or with AUTO, which reports whether ${what} is installed.")
@@ -28,13 +32,6 @@ function(lacuna_backend option what)
 endfunction()
 
 # Each sets `result` to what was found, or to nothing.
-function(lacuna_find_CUDA result)
-  find_package(CUDAToolkit QUIET)
-  if(CUDAToolkit_FOUND)
-    set(${result} "nvcc ${CUDAToolkit_VERSION}" PARENT_SCOPE)
-  endif()
-endfunction()
-
 function(lacuna_find_MPI result)
   find_package(MPI QUIET COMPONENTS CXX)
   if(MPI_CXX_FOUND)
@@ -54,6 +51,6 @@ function(lacuna_find_NCCL result)
   endif()
 endfunction()
 
-lacuna_backend(LACUNA_CUDA CUDA)
+include(cmake/cuda.cmake)
 lacuna_backend(LACUNA_MPI MPI)
 lacuna_backend(LACUNA_NCCL NCCL)

@@ -16,7 +16,7 @@ inline constexpr int kMemoryCategories = 5;
 std::string_view name_of(MemoryCategory category);
 
 /// Bytes in use by live tensors, now and at most since the last reset_peak(). A tensor counts as its block, which is up
-/// to 12.5 % larger than its elements (and at least 64 bytes).
+/// to 12.5 % larger than its elements (and at least 64 bytes, 512 on a GPU).
 struct MemoryStats {
   std::array<int64_t, kMemoryCategories> current{};  // by category
   std::array<int64_t, kMemoryCategories> peak{};     // by category, each at its own worst moment
@@ -26,7 +26,10 @@ struct MemoryStats {
 };
 
 /// A caching allocator: freed blocks are kept by size and reused by later requests of the same rounded size.
-/// Thread-safe. Blocks are aligned to 64 bytes on the CPU. Memory is not cleared.
+/// Thread-safe. Blocks are aligned to 64 bytes on the CPU, to 256 on a GPU. Memory is not cleared.
+///
+/// On a GPU blocks belong to the compute stream: one that is freed while kernels enqueued earlier still use it may be
+/// given out at once, for whatever uses it next is enqueued after them.
 class Allocator {
  public:
   virtual ~Allocator() = default;

@@ -14,12 +14,13 @@ void write_archive(const std::filesystem::path& path, const std::vector<NamedTen
   std::vector<NamedTensor> order = tensors;  // handles, not elements
   std::sort(order.begin(), order.end(), is_stored_before);
   const std::string header = compose_archive_header(path.string(), order, metadata);
-  for (const auto& [name, tensor] : order)
-    check(tensor.device() == kCpu, AboutTensor{path.string(), name}, "must be on cpu, is on ", tensor.device());
 
   AtomicFile file(path);
   file.write(header);
-  for (const auto& [name, tensor] : order) file.write(tensor.raw(), tensor.bytes());
+  for (const auto& [name, tensor] : order) {
+    const Tensor host = to_device(tensor, kCpu);
+    file.write(host.raw(), host.bytes());
+  }
   file.commit();
 }
 

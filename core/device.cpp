@@ -2,7 +2,7 @@
 
 #include <ostream>
 
-#include "core/error.h"
+#include "core/cuda/runtime.h"
 
 namespace lacuna {
 
@@ -12,8 +12,11 @@ std::ostream& operator<<(std::ostream& out, const Device& device) {
 }
 
 Stream current_stream(Device device) {
-  check(device.type == DeviceType::cpu, "device: this build has no backend for ", device, ", only for cpu");
-  return Stream{device, nullptr};
+  return device.type == DeviceType::cpu ? Stream{device, nullptr} : gpu::compute_stream(device);
+}
+
+void synchronize(Device device) {
+  if (device.type == DeviceType::cuda) gpu::synchronize(current_stream(device));
 }
 
 }  // namespace lacuna

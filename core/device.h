@@ -16,6 +16,7 @@ struct Device {
 };
 
 inline constexpr Device kCpu{};
+inline constexpr Device kCuda{DeviceType::cuda, 0};
 
 std::ostream& operator<<(std::ostream& out, const Device& device);  // cpu, cuda:0
 
@@ -26,7 +27,11 @@ struct Stream {
   void* native = nullptr;
 };
 
-/// The stream on which this thread's operations on `device` run. Throws Error when the build has no such device.
+/// The stream on which this thread's operations on `device` run. Throws Error when the build has no such device, or this
+/// machine cannot use it.
 Stream current_stream(Device device);
+
+/// Waits until everything enqueued on `device` is done, and throws Error if some of it failed.
+void synchronize(Device device);
 
 }  // namespace lacuna

@@ -4,6 +4,9 @@
 #include <cstring>
 #include <limits>
 
+#include "core/cuda/runtime.h"
+#include "core/cuda/tensor_kernels.h"
+#include "core/dispatch.h"
 #include "core/parallel.h"
 
 namespace lacuna {
@@ -44,10 +47,6 @@ T rounded_to(double value) {
   } else {
     return convert<T>(value);
   }
-}
-
-void check_on_cpu(const char* op, const Tensor& t) {
-  check(t.device() == kCpu, op, ": no backend in this build for ", t.device());
 }
 
 }  // namespace
@@ -97,24 +96,53 @@ Tensor empty_like(const Tensor& t) { return empty(t.shape(), t.dtype(), t.device
 Tensor zeros_like(const Tensor& t) { return zeros(t.shape(), t.dtype(), t.device()); }
 
 void fill(const Tensor& t, double value) {
-  check_on_cpu("fill", t);
+  [[maybe_unused]] const Stream stream = current_stream(t.device());
   dispatch_any(t.dtype(), [&]<class T>() {
     T* const data = t.data<T>();
     const T element = rounded_to<T>(value);
+#if LACUNA_HAS_CUDA
+    if (stream.device.type == DeviceType::cuda) return gpu::fill(stream, data, t.numel(), &element, sizeof(T));
+#endif
     parallel_for(t.numel(), [&](int64_t begin, int64_t end) { std::fill(data + begin, data + end, element); });
   });
 }
 
+#if LACUNA_HAS_CUDA
+namespace {
+
+// One of both at least is on a GPU.
+void copy_with_gpu(const Tensor& from, const Tensor& to) {
+  if (from.dtype() != to.dtype() && from.device() != to.device()) {  // converted where it is, then moved
+    copy(to_dtype(from, to.dtype()), to);
+    return;
+  }
+  const Stream stream = current_stream(to.device() == kCpu ? from.device() : to.device());
+  if (from.dtype() != to.dtype()) {
+    gpu::convert(stream, from, to);
+  } else if (from.device() == to.device()) {
+    gpu::copy_bytes(stream, to.raw(), from.raw(), from.bytes());
+  } else if (from.device() == kCpu || to.device() == kCpu) {
+    gpu::copy_bytes(stream, to.raw(), from.raw(), from.bytes());
+    gpu::synchronize(stream);  // host memory may be freed or changed when this returns
+  } else {
+    copy(to_device(from, kCpu), to);  // between GPUs
+  }
+}
+
+}  // namespace
+#endif
+
 void copy(const Tensor& from, const Tensor& to) {
   check(from.shape() == to.shape(), "copy: shapes must agree, got ", from.shape(), " and ", to.shape());
-  check_on_cpu("copy", from);
-  check_on_cpu("copy", to);
+  check(from.dtype() == to.dtype() || (is_floating(from.dtype()) && is_floating(to.dtype())), "copy: cannot convert ",
+        from.dtype(), " to ", to.dtype());
+#if LACUNA_HAS_CUDA
+  if (from.device() != kCpu || to.device() != kCpu) return copy_with_gpu(from, to);
+#endif
   if (from.dtype() == to.dtype()) {
     std::memmove(to.raw(), from.raw(), static_cast<size_t>(from.bytes()));
     return;
   }
-  check(is_floating(from.dtype()) && is_floating(to.dtype()), "copy: cannot convert ", from.dtype(), " to ",
-        to.dtype());
   dispatch_any(from.dtype(), [&]<class From>() {
     dispatch_any(to.dtype(), [&]<class To>() {
       if constexpr (!std::is_integral_v<From> && !std::is_integral_v<To>) {
@@ -135,6 +163,18 @@ Tensor to_dtype(const Tensor& t, DType dtype) {
   return result;
 }
 
+Tensor to_device(const Tensor& t, Device device) {
+  if (t.device() == device) return t;
+  const Tensor result = empty(t.shape(), t.dtype(), device);
+  copy(t, result);
+  return result;
+}
+
+double item(const Tensor& t) {
+  check(t.numel() == 1, "item: needs one element, got ", t.shape());
+  return *to_dtype(to_device(t, kCpu), DType::f64).data<double>();
+}
+
 Tensor clone(const Tensor& t) {
   const Tensor result = empty_like(t);
   copy(t, result);
@@ -146,9 +186,12 @@ namespace {
 void add_into(const char* op, const Tensor& a, const Tensor& b, const Tensor& y) {
   check(a.shape() == b.shape() && a.dtype() == b.dtype(), op, ": needs two tensors alike, got ", a.dtype(), ' ',
         a.shape(), " and ", b.dtype(), ' ', b.shape());
-  check_on_cpu(op, a);
-  check_on_cpu(op, b);
+  check(a.device() == b.device(), op, ": needs two tensors on one device, got ", a.device(), " and ", b.device());
   check(is_floating(a.dtype()), op, ": dtype must be floating, got ", a.dtype());
+  [[maybe_unused]] const Stream stream = current_stream(a.device());
+#if LACUNA_HAS_CUDA
+  if (stream.device.type == DeviceType::cuda) return gpu::add(stream, op, a, b, y);
+#endif
   dispatch_any(a.dtype(), [&]<class T>() {
     const T* const left = a.data<T>();
     const T* const right = b.data<T>();

@@ -30,7 +30,7 @@ class Tensor {
   int64_t dim(int64_t i) const { return shape_.dim(i); }
   int64_t bytes() const { return numel() * size_of(dtype_); }
 
-  /// The first element. `data<T>` throws Error when T is not the tensor's dtype.
+  /// The first element, in the device's memory. `data<T>` throws Error when T is not the tensor's dtype.
   std::byte* raw() const { return storage_->data() + byte_offset_; }
   template <class T>
   T* data() const {
@@ -46,6 +46,9 @@ class Tensor {
 
   /// `shape.numel()` elements that start `offset` elements into this tensor; shares storage.
   Tensor view(int64_t offset, const Shape& shape) const;
+
+  /// Whether no other tensor shares the storage, so that nobody can see it change.
+  bool unshared() const { return storage_.use_count() == 1; }
 
  private:
   std::shared_ptr<Storage> storage_;
@@ -63,14 +66,22 @@ Tensor zeros_like(const Tensor& t);
 /// A tensor on the CPU with the given elements, row-major; throws Error when their number is not shape.numel().
 template <class T>
 Tensor from_vector(const std::vector<T>& elements, const Shape& shape);
+/// The elements, from whatever device, once they are computed.
 template <class T>
 std::vector<T> to_vector(const Tensor& t);
+
+/// The only element of a tensor of one, as to_vector.
+double item(const Tensor& t);
 
 /// Sets every element to `value`, rounded to the dtype.
 void fill(const Tensor& t, double value);
 
-/// Copies elements between tensors of one shape, converting dtypes (floating to floating, or equal).
+/// Copies elements between tensors of one shape, converting dtypes (floating to floating, or equal). A copy between the
+/// host and a GPU has happened when the call returns; one within a GPU is enqueued.
 void copy(const Tensor& from, const Tensor& to);
+
+/// A copy on another device; the same tensor when it is there already.
+Tensor to_device(const Tensor& t, Device device);
 
 /// A copy in another dtype; the same tensor when the dtype is already `dtype`.
 Tensor to_dtype(const Tensor& t, DType dtype);
@@ -105,7 +116,8 @@ Tensor from_vector(const std::vector<T>& elements, const Shape& shape) {
 
 template <class T>
 std::vector<T> to_vector(const Tensor& t) {
-  return std::vector<T>(t.data<T>(), t.data<T>() + t.numel());
+  const Tensor host = to_device(t, kCpu);
+  return std::vector<T>(host.data<T>(), host.data<T>() + host.numel());
 }
 
 }  // namespace lacuna

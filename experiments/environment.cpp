@@ -7,7 +7,9 @@
 #include <ctime>
 #include <fstream>
 
+#include "core/cuda/runtime.h"
 #include "core/error.h"
+#include "experiments/parse.h"
 
 namespace lacuna {
 
@@ -31,6 +33,30 @@ std::string cpu_description() {
     break;
   }
   return concat(model, ", ", threads(), threads() == 1 ? " thread" : " threads");
+}
+
+Device choose_device(const std::string& name, DType dtype) {
+  if (name == "cpu") return kCpu;
+  const bool computes = dtype != DType::f64;
+  if (name == "cuda") {
+    check(gpu::device_count() > 0, "--device cuda: ", gpu::why_no_device(), "; use --device auto or cpu");
+    gpu::check_usable(kCuda);
+    check(computes, "--device cuda: a GPU computes in f32, bf16 and f16, got --dtype ", dtype, "; use --device cpu");
+    return kCuda;
+  }
+  if (gpu::device_count() == 0 || !computes) return kCpu;
+  try {
+    gpu::check_usable(kCuda);
+  } catch (const Error&) {
+    return kCpu;
+  }
+  return kCuda;
+}
+
+std::string describe(Device device) {
+  if (device == kCpu) return concat("cpu: ", cpu_description());
+  const gpu::DeviceProperties& p = gpu::properties(device);
+  return concat(device, ": ", p.name, ", ", format_bytes(p.memory_bytes), " (", gpu::versions(), ")");
 }
 
 std::string time_now() {

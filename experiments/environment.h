@@ -4,6 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "core/device.h"
+#include "core/dtype.h"
+
 namespace lacuna {
 
 /// "lacuna 0.1.0 (1a2b3c4)": the version and, of a build from a repository, its commit at configure time.
@@ -13,6 +16,13 @@ std::string host_name();
 
 /// The processor's name and number of threads that OpenMP uses: "AMD EPYC 9654, 2 threads".
 std::string cpu_description();
+
+/// The device that --device names: cpu, cuda, or auto, which is a GPU when there is one that can be used and that
+/// computes in `dtype`. Throws Error with the reason on one line when cuda is asked for and cannot be had.
+Device choose_device(const std::string& name, DType dtype);
+
+/// "cpu: AMD EPYC 9654, 2 threads", "cuda:0: NVIDIA H200, 141 GiB (CUDA runtime 13.0, driver 13.0)".
+std::string describe(Device device);
 
 /// Local time, ISO 8601 with offset.
 std::string time_now();

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "ops/softmax_cross_entropy/softmax_cross_entropy.h"
+#include "ops/tokens.h"
 
 namespace lacuna {
 namespace {
@@ -38,11 +39,14 @@ double summed_loss(const SparseTransformer& model, const Window* windows, int64_
   buffer.resize(static_cast<size_t>(count * length));
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(buffer.data() + i * length, windows[i].tokens.data(), static_cast<size_t>(length));
-  const Tensor tokens = from_vector(buffer, {count, length});
-  const Tensor losses = to_dtype(cross_entropy_per_row(model(tokens, Run{}).value(), tokens), DType::f64);
+  const Tensor host = from_vector(buffer, {count, length});
+  check_tokens("evaluate", "tokens", host, model.config().n_vocab);
+  const Tensor tokens = to_device(host, model.parameters().values().device());
+  const std::vector<double> losses =
+      to_vector<double>(to_dtype(cross_entropy_per_row(model(tokens, Run{}).value(), tokens), DType::f64));
   double sum = 0.0;
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t t = windows[i].first_scored; t < length; ++t) sum += losses.data<double>()[i * length + t];
+    for (int64_t t = windows[i].first_scored; t < length; ++t) sum += losses[static_cast<size_t>(i * length + t)];
   return sum;
 }
 

@@ -23,7 +23,7 @@ fs::path default_run_folder(const ExperimentConfig& config) {
   return fs::path("runs") / (config.program + "-" + config.preset);
 }
 
-LoadedModel load_model(const Experiment& experiment, const Options& options) {
+LoadedModel load_model(const Experiment& experiment, const Options& options, const std::string& device) {
   fs::path path = options.checkpoint;
   Options overrides = options;
   if (path.empty()) {
@@ -35,8 +35,9 @@ LoadedModel load_model(const Experiment& experiment, const Options& options) {
   CheckpointSource source = find_checkpoint(path, options.weights, experiment.program);
   LoadedModel loaded;
   loaded.config = resolve_config(overrides, source.config);
-  loaded.model =
-      std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
+  const DType dtype = loaded.config.train.dtype;
+  loaded.model = std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, dtype,
+                                                     choose_device(device, dtype));
   load_weights(source.weights, *loaded.model);
   loaded.weights = std::move(source.weights);
   loaded.state = std::move(source.state);

@@ -60,7 +60,7 @@ std::string program_help(const ProgramHelp& help) {
 
 // Text of flags that have a number, until it is checked.
 struct RawFlags {
-  std::string device = "auto", dtype, seed, threads, steps, batch_tokens, zero = "0", weights = "ema", min_context,
+  std::string dtype, seed, threads, steps, batch_tokens, zero = "0", weights = "ema", min_context,
               windows, count, length, temperature, batch, ranks, device_memory;
 };
 
@@ -68,7 +68,7 @@ void add_common(CLI::App& app, Options& o, RawFlags& raw, const std::string& pro
   app.add_option("--preset", o.preset, concat("a named configuration; `", program, " --help` lists them"));
   app.add_option("--config", o.config_file, "TOML file with [model], [train] and [data], over the preset");
   app.add_option("--set", o.set, "key=value, over the file; may be repeated")->allow_extra_args(false);
-  app.add_option("--device", raw.device, "auto, cpu or cuda");
+  app.add_option("--device", o.device, "auto (a GPU if there is one), cpu or cuda");
   app.add_option("--dtype", raw.dtype, "of activations: f32, bf16, f16 or f64");
   app.add_option("--seed", raw.seed, "of everything random");
   app.add_option("--threads", raw.threads, "threads of the CPU");
@@ -81,10 +81,9 @@ void add_checkpoint(CLI::App& app, Options& o, RawFlags& raw) {
   app.add_option("--weights", raw.weights, "ema (averaged weights, if the checkpoint has them) or last");
 }
 
-void refuse_device(const std::string& device) {
+void check_device(const std::string& device) {
   check_usage(device == "auto" || device == "cpu" || device == "cuda", "--device must be auto, cpu or cuda, got \"",
               device, "\"", suggestion(device, {"auto", "cpu", "cuda"}));
-  check_usage(device != "cuda", "--device cuda: not in this build, which has the CPU alone; use --device auto or cpu");
 }
 
 std::optional<int64_t> optional_integer(const char* flag, const std::string& text, int64_t min, int64_t max) {
@@ -93,7 +92,7 @@ std::optional<int64_t> optional_integer(const char* flag, const std::string& tex
 }
 
 void read_raw(const RawFlags& raw, Options& o) {
-  refuse_device(raw.device);
+  check_device(o.device);
   if (!raw.dtype.empty()) o.dtype = parse_compute_dtype("--dtype", raw.dtype);
   o.seed = optional_integer("--seed", raw.seed, 0, INT64_MAX);
   if (!raw.threads.empty()) o.threads = static_cast<int>(parse_integer("--threads", raw.threads, 1, 1024));

@@ -25,7 +25,8 @@ struct Options {
   std::vector<std::string> set;  // key=value
   std::optional<DType> dtype;
   std::optional<int64_t> seed;
-  int threads = 0;  // 0: the system's choice
+  std::string device = "auto";  // auto, cpu or cuda
+  int threads = 0;              // 0: the system's choice
 
   // train
   std::string data;

@@ -4,7 +4,9 @@
 #include "core/error.h"
 #include "core/file.h"
 #include "experiments/console.h"
+#include "experiments/environment.h"
 #include "experiments/experiment.h"
+#include "ops/tokens.h"
 
 namespace lacuna {
 namespace {
@@ -16,7 +18,9 @@ Tensor read_tokens(const Options& options, const ModelConfig& model) {
   const int64_t batch = options.batch.value_or(size / model.n_ctx);
   check_usage(batch >= 1 && size == batch * model.n_ctx, "--tokens ", options.tokens.string(),
               ": must have batch * n_ctx = ", std::max<int64_t>(batch, 1), " * ", model.n_ctx, " bytes, has ", size);
-  return from_vector(std::vector<uint8_t>(bytes.begin(), bytes.end()), {batch, model.n_ctx});
+  const Tensor tokens = from_vector(std::vector<uint8_t>(bytes.begin(), bytes.end()), {batch, model.n_ctx});
+  check_tokens("parity", "--tokens", tokens, model.n_vocab);
+  return tokens;
 }
 
 }  // namespace
@@ -38,12 +42,14 @@ int parity_command(const Experiment& experiment, const Options& options) {
   if (options.checkpoint.empty()) {
     loaded.config = resolve_config(options, experiment.program, experiment.default_preset);
     loaded.model =
-        std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype);
+        std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype,
+                                            choose_device(options.device, loaded.config.train.dtype));
   } else {
-    loaded = load_model(experiment, options);
+    loaded = load_model(experiment, options, options.device);
   }
   const SparseTransformer& model = *loaded.model;
-  const Tensor tokens = read_tokens(options, model.config());
+  const Tensor tokens =
+      to_device(read_tokens(options, model.config()), model.parameters().values().device());
   const Run run{.training = false, .seed = loaded.config.train.seed};
   std::vector<NamedTensor> results;
   {
@@ -57,7 +63,7 @@ int parity_command(const Experiment& experiment, const Options& options) {
   for (const Parameters::Entry& entry : model.parameters().entries())
     results.push_back({"grad." + entry.name, entry.variable.grad()});
   write_archive(options.out, results, to_strings(model.config()));
-  console.print(concat("loss ", to_dtype(loss.value(), DType::f64).data<double>()[0], " nats over ", tokens.dim(0),
+  console.print(concat("loss ", item(loss.value()), " nats over ", tokens.dim(0),
                        " x ", tokens.dim(1), " tokens; logits and ", results.size() - 2,
                        " gradients: ", options.out.string()));
   return 0;

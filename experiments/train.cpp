@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cmath>
 #include <iostream>
+#include <memory>
 #include <numbers>
+#include <numeric>
 
 #include <fmt/format.h>
 
@@ -13,6 +15,7 @@
 #include "core/file.h"
 #include "data/compressors.h"
 #include "experiments/console.h"
+#include "experiments/device_step.h"
 #include "experiments/environment.h"
 #include "experiments/evaluate.h"
 #include "experiments/experiment.h"
@@ -21,7 +24,9 @@
 #include "experiments/run_directory.h"
 #include "experiments/samples.h"
 #include "experiments/signals.h"
+#include "models/cost.h"
 #include "models/sampler.h"
+#include "ops/tokens.h"
 #include "optim/clip.h"
 #include "optim/schedule.h"
 
@@ -58,6 +63,21 @@ class AveragedWeights {
   const Ema* ema_;
 };
 
+// Throws Error, before anything is allocated, when --device names something that cannot train this.
+Device usable_device(const Options& options, const ExperimentConfig& config) {
+  const Device device = choose_device(options.device, config.train.dtype);
+  if (device == kCpu) return device;
+  const TrainConfig& train = config.train;
+  const auto bytes = training_bytes(config.model, {.batch = train.micro_batch > 0 ? train.micro_batch : train.batch,
+                                                   .dtype = train.dtype,
+                                                   .ema = train.ema_decay > 0});
+  const int64_t needed = std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
+  const gpu::DeviceProperties& p = gpu::properties(device);
+  check(needed <= p.memory_bytes, "--device ", options.device, ": a training step needs ", format_bytes(needed), ", ",
+        p.name, " has ", format_bytes(p.memory_bytes), "; lower train.micro_batch, or the model's n_layers, d_model or n_ctx");
+  return device;
+}
+
 class Trainer {
  public:
   Trainer(const Experiment& experiment, const Options& options, const ExperimentConfig& config, const Dataset& data,
@@ -69,8 +89,12 @@ class Trainer {
         data_(data),
         folder_(folder),
         console_(console),
-        model_(config.model, config.train.seed, config.train.dtype),
+        device_(usable_device(options, config)),
+        model_(config.model, config.train.seed, config.train.dtype, device_),
         adam_(model_.parameters(), adam_config(train_)),
+        batches_(device_, [this](int64_t step) { return read_batch(step); }),
+        runner_(device_, [this](const std::string& line) { console_.print(line); }),
+        numbers_(device_),
         scaler_(/*dynamic=*/train_.dtype == DType::f16) {
     if (train_.ema_decay > 0) ema_ = std::make_unique<Ema>(model_.parameters(), train_.ema_decay);
     state_.config = config_;
@@ -85,30 +109,34 @@ class Trainer {
     const Clock::time_point begin = Clock::now();
     try {
       while (true) {
-        const bool improved = evaluation_due() && validate();
         const bool due = state_.step % train_.checkpoint_every == 0 || state_.step == train_.steps || stop_requested();
+        if (due || evaluation_due()) write_metrics(/*left=*/0);  // so that nothing is done with weights gone bad
+        const bool improved = evaluation_due() && validate();
         if (state_.step > 0 && (improved || (due && saved_step_ != state_.step))) save();
         if (stop_requested()) throw Stopped();
         if (state_.step >= train_.steps) break;
-        const double loss = step();
+        step();
         const double mean_step_s = seconds_since(begin) / static_cast<double>(state_.step - first_step);
-        console_.progress("step", state_.step, train_.steps,
-                          fmt::format("{:.4f} {}  {:.0f} tokens/s  {} left", bits(loss), unit(), tokens_per_s_,
-                                      format_seconds(mean_step_s * static_cast<double>(train_.steps - state_.step))));
+        if (numbers_known_)
+          console_.progress("step", state_.step, train_.steps,
+                            fmt::format("{:.4f} {}  {:.0f} tokens/s  {} left", bits(loss_nats_), unit(), tokens_per_s_,
+                                        format_seconds(mean_step_s * static_cast<double>(train_.steps - state_.step))));
       }
       finish();
     } catch (const Stopped&) {
+      write_metrics(/*left=*/0);
       if (state_.step > 0 && saved_step_ != state_.step) save();
       console_.print(concat("stopped by a signal after step ", state_.step, " of ", train_.steps,
                             "; the same command goes on from there:\n  ", quote_command(options_.arguments)));
     }
   }
 
-  int64_t step_done() const { return state_.step; }
+  int64_t step_done() const { return written_step_; }
 
  private:
   const char* unit() const { return experiment_.medium == Medium::text ? "bits per byte" : "bits per dim"; }
   const char* weights_name() const { return ema_ ? "ema" : "last"; }
+  fs::path algorithms_file() const { return folder_.path() / "matmul-algorithms.txt"; }
   RunTensors tensors() { return {model_, adam_, ema_.get()}; }
 
   // --- Start and resume
@@ -138,7 +166,7 @@ class Trainer {
     if (!checkpoint.empty()) {
       check_compatible(checkpoint, saved);
       load_checkpoint(checkpoint, saved, tensors());
-      state_.step = saved.step;
+      state_.step = written_step_ = saved.step;
       state_.best_step = saved.best_step;
       state_.best_bits_per_dim = saved.best_bits_per_dim;
       state_.updates = saved.updates;
@@ -148,6 +176,10 @@ class Trainer {
         if (!previous.empty()) console_.print("newer checkpoints are kept in " + previous.string());
       }
       if (fs::exists(folder_.checkpoints() / checkpoint_name(state_.step))) saved_step_ = state_.step;
+    }
+    if (!checkpoint.empty() && fs::exists(algorithms_file())) {
+      const std::string problem = take_over_product_algorithms(device_, read_file(algorithms_file()));
+      if (!problem.empty()) console_.print("note: " + problem);
     }
     write_records();
     metrics_ = std::make_unique<MetricsFile>(folder_.metrics(), state_.step);
@@ -174,12 +206,12 @@ class Trainer {
     const std::string earlier =
         state_.step > 0 && fs::exists(folder_.command()) ? read_file(folder_.command()) + "\n" : "";
     write_file(folder_.command(), concat(earlier, quote_command(options_.arguments), "\nversion  ", version(),
-                                         "\nhost     ", host_name(), "\ndevice   cpu: ", cpu_description(),
+                                         "\nhost     ", host_name(), "\ndevice   ", describe(device_),
                                          "\nstarted  ", time_now(), " at step ", state_.step, "\n"));
   }
 
   void announce(const fs::path& checkpoint, const RunState& saved) {
-    console_.print(concat(version(), " on ", host_name(), ": ", cpu_description()));
+    console_.print(concat(version(), " on ", host_name(), "; ", describe(device_)));
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
     console_.print(
@@ -195,57 +227,104 @@ class Trainer {
 
   // --- One step
 
-  // Returns the mean loss of the batch in nats.
-  double step() {
-    const Clock::time_point begin = Clock::now();
-    const int64_t batch = train_.batch, micro = train_.micro_batch > 0 ? train_.micro_batch : batch;
-    const Tensor tokens = data_.train_batch(train_.seed, state_.step, batch);
-    const Parameters& parameters = model_.parameters();
-    const double scale = scaler_.scale();
-    parameters.clear_gradients();
-    double loss_nats = 0.0;
-    for (int64_t first = 0; first < batch; first += micro) {
-      const int64_t count = std::min(micro, batch - first);
-      const double share = static_cast<double>(count) / static_cast<double>(batch);
-      const Run run{.training = true, .seed = train_.seed, .step = state_.step, .first_sample = first};
-      const Variable loss = model_.loss(tokens.slice(first, first + count), run);
-      const double value = to_dtype(loss.value(), DType::f64).data<double>()[0];
-      check(std::isfinite(value), "train: step ", state_.step + 1, ": the loss is ", value,
-            first_non_finite("weight", parameters.values()));
-      backward(loss, full({}, loss.dtype(), scale * share));
-      loss_nats += share * value;
-    }
-    const double norm = global_gradient_norm(parameters) / scale;
-    const double lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, state_.step);
-    if (update_scaler(norm)) {
-      adam_.step(lr, clip_scale(norm, train_.clip_norm) / scale);
-      if (ema_) ema_->update();
-      ++state_.updates;
-    }
-    ++state_.step;
+  Tensor read_batch(int64_t step) const {
+    const Tensor tokens = data_.train_batch(train_.seed, std::min(step, train_.steps - 1), train_.batch);
+    check_tokens("train", "tokens", tokens, config_.model.n_vocab);
+    return tokens;
+  }
 
-    const double elapsed_s = seconds_since(begin);
-    const int64_t tokens_per_step = tokens.numel();
-    tokens_per_s_ = static_cast<double>(tokens_per_step) / elapsed_s;
-    metrics_->write(StepMetrics{.step = state_.step,
-                                .samples = state_.step * batch,
-                                .tokens = state_.step * tokens_per_step,
-                                .loss_nats = loss_nats,
-                                .lr = lr,
-                                .grad_norm = norm,
-                                .loss_scale = scale,
-                                .step_ms = 1000.0 * elapsed_s,
-                                .tokens_per_s = tokens_per_s_,
-                                .memory_bytes = Allocator::of(kCpu).stats().total_peak});
-    return loss_nats;
+  void step() {
+    if (numbers_.size() == 0) last_metrics_ = Clock::now();
+    const Tensor tokens = batches_.get(state_.step);
+    const int64_t adam_steps = adam_.steps(), ema_updates = ema_ ? ema_->updates() : 0;
+    runner_.run([&] { enqueue_step(tokens); },
+                [&] {
+                  adam_.set_steps(adam_steps);
+                  if (ema_) ema_->set_updates(ema_updates);
+                });
+    ++state_.step;
+    numbers_.push(report_);
+    batches_.prefetch_next();
+    // The next step depends on whether f16 overflowed in this one; otherwise a GPU goes on while the host catches up.
+    write_metrics(/*left=*/device_ == kCpu || train_.dtype == DType::f16 ? 0 : 1);
+  }
+
+  // Everything that a device does in a step. report_ gets the loss of each micro-batch and the sum of squares of the
+  // gradient, from which Adam clips; when that is not finite Adam changes nothing, and write_metrics() skips the step or
+  // ends the run.
+  void enqueue_step(const Tensor& tokens) {
+    const Parameters& parameters = model_.parameters();
+    const int64_t micro = micro_batch(), n_micro = (train_.batch + micro - 1) / micro;
+    report_ = empty({n_micro + 1}, DType::f64, device_);
+    parameters.clear_gradients();
+    for (int64_t i = 0; i < n_micro; ++i) {
+      const int64_t first = i * micro, end = std::min(train_.batch, first + micro);
+      const Run run{.training = true, .seed = train_.seed, .step = state_.step, .first_sample = first};
+      const Variable loss = model_.loss(tokens.slice(first, end), run);
+      copy(loss.value(), report_.view(i, {}));
+      backward(loss, full({}, loss.dtype(), scaler_.scale() * share(i), device_));
+    }
+    const Tensor squares = gradient_sum_of_squares(parameters);
+    copy(squares, report_.view(n_micro, {1}));
+    adam_.step({.lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, state_.step),
+                .scale = 1.0 / scaler_.scale(),
+                .sum_of_squares = squares,
+                .max_norm = train_.clip_norm,
+                .ema = ema_.get()});
+  }
+
+  int64_t micro_batch() const { return train_.micro_batch > 0 ? train_.micro_batch : train_.batch; }
+
+  // The part of a step's samples that micro-batch i has.
+  double share(int64_t i) const {
+    return static_cast<double>(std::min(micro_batch(), train_.batch - i * micro_batch())) /
+           static_cast<double>(train_.batch);
+  }
+
+  // Writes the metrics of finished steps, and waits for them, until those of `left` steps are not written.
+  void write_metrics(int64_t left) {
+    while (numbers_.size() > left) {
+      const int64_t step = state_.step - numbers_.size() + 1;
+      const std::vector<double> numbers = *numbers_.pop();
+      double loss_nats = 0.0;
+      for (size_t i = 0; i + 1 < numbers.size(); ++i) {
+        check(std::isfinite(numbers[i]), "train: step ", step, ": the loss is ", numbers[i],
+              first_non_finite("weight", model_.parameters().values()));
+        loss_nats += share(static_cast<int64_t>(i)) * numbers[i];
+      }
+      const double scale = scaler_.scale(), norm = std::sqrt(numbers.back()) / scale;
+      if (update_scaler(step, norm)) {
+        ++state_.updates;
+      } else {  // Adam has skipped it; so do the counts
+        adam_.set_steps(state_.updates);
+        if (ema_) ema_->set_updates(state_.updates);
+      }
+      written_step_ = step;
+      const double elapsed_s = seconds_since(last_metrics_);
+      last_metrics_ = Clock::now();
+      const int64_t tokens_per_step = train_.batch * config_.model.n_ctx;
+      tokens_per_s_ = static_cast<double>(tokens_per_step) / elapsed_s;
+      loss_nats_ = loss_nats;
+      numbers_known_ = true;
+      metrics_->write(StepMetrics{.step = step,
+                                  .samples = step * train_.batch,
+                                  .tokens = step * tokens_per_step,
+                                  .loss_nats = loss_nats,
+                                  .lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, step - 1),
+                                  .grad_norm = norm,
+                                  .loss_scale = scale,
+                                  .step_ms = 1000.0 * elapsed_s,
+                                  .tokens_per_s = tokens_per_s_,
+                                  .memory_bytes = Allocator::of(device_).stats().total_peak});
+    }
   }
 
   // Whether the step is taken; loss scaling skips those whose gradient overflowed.
-  bool update_scaler(double norm) {
+  bool update_scaler(int64_t step, double norm) {
     try {
       return scaler_.update(norm);
     } catch (const Error& error) {
-      fail("train: step ", state_.step + 1, ": ", error.what(),
+      fail("train: step ", step, ": ", error.what(),
            first_non_finite("gradient of", model_.parameters().gradients()));
     }
   }
@@ -253,7 +332,7 @@ class Trainer {
   // ", first in <what> <name> (3 of 4096 elements)", for a message; empty when all are finite.
   std::string first_non_finite(const char* what, const Tensor& flat) const {
     for (const Parameters::Entry& entry : model_.parameters().entries()) {
-      const Tensor t = to_dtype(flat.view(entry.offset, entry.shape), DType::f64);
+      const Tensor t = to_device(to_dtype(flat.view(entry.offset, entry.shape), DType::f64), kCpu);
       const double* x = t.data<double>();
       const auto bad = std::count_if(x, x + t.numel(), [](double v) { return !std::isfinite(v); });
       if (bad > 0) return concat("; first in ", what, " ", entry.name, " (", bad, " of ", t.numel(), " elements)");
@@ -299,6 +378,8 @@ class Trainer {
   void save() {
     state_.loss_scaler = scaler_.state();
     save_checkpoint(folder_.checkpoints(), state_, tensors());
+    const std::string algorithms = product_algorithms(device_);
+    if (!algorithms.empty()) write_file(algorithms_file(), algorithms);
     saved_step_ = state_.step;
     prune_checkpoints(folder_.checkpoints(), train_.keep, state_.best_step);
   }
@@ -340,6 +421,14 @@ class Trainer {
                                test.bits_per_dim));
   }
 
+  // The model itself, or a copy: sampling runs on the CPU.
+  std::shared_ptr<const SparseTransformer> model_on_cpu() const {
+    if (device_ == kCpu) return {std::shared_ptr<void>(), &model_};
+    auto model = std::make_shared<SparseTransformer>(config_.model, train_.seed, train_.dtype);
+    copy(model_.parameters().values(), model->parameters().values());
+    return model;
+  }
+
   void draw_samples() {
     if (train_.sample_count == 0) return;
     const fs::path path = folder_.samples() / (checkpoint_name(state_.step) + sample_extension(experiment_.medium));
@@ -348,7 +437,7 @@ class Trainer {
       const int64_t length = train_.sample_length > 0 ? std::min(train_.sample_length, n_ctx) : n_ctx;
       const AveragedWeights averaged(ema_.get());
       const Tensor tokens = sample(
-          model_,
+          *model_on_cpu(),
           {.count = train_.sample_count, .length = length, .temperature = train_.temperature, .seed = train_.seed}, {},
           [&](int64_t done) {
             if (stop_requested()) throw Stopped();
@@ -369,14 +458,22 @@ class Trainer {
   const Dataset& data_;
   RunDirectory& folder_;
   Console& console_;
+  const Device device_;
   SparseTransformer model_;
   Adam adam_;
+  BatchQueue batches_;
+  StepRunner runner_;
+  NumberQueue numbers_;
+  Tensor report_;  // of the newest step, on the device
   LossScaler scaler_;
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<MetricsFile> metrics_;
   RunState state_;
   int64_t saved_step_ = -1;  // of a checkpoint on disk that has this state
-  double tokens_per_s_ = 0.0;
+  int64_t written_step_ = 0;  // the newest whose metrics are written
+  Clock::time_point last_metrics_;
+  bool numbers_known_ = false;  // those below, of the newest step whose metrics are written
+  double loss_nats_ = 0.0, tokens_per_s_ = 0.0;
 };
 
 }  // namespace

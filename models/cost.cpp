@@ -74,8 +74,8 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
   const int64_t element = size_of(setup.dtype), wide = size_of(accumulation_dtype(setup.dtype));
   const int64_t tokens = setup.batch * config.n_ctx, flat = wide * flat_size(parameter_specs(config));
 
-  // What is held at the worst moments of a step. In the loss: logits and their gradient, over the inputs of all blocks
-  // and the final norm. In the last block: at the end of its forward pass (which recomputation repeats) its two
+  // What is held at the worst moments of a step. In the loss: logits, which become their gradient, over the inputs of
+  // all blocks and the final norm. In the last block: at the end of its forward pass (which recomputation repeats) its two
   // branches; in the backward pass of its feed-forward layer the gradient of the hidden layer; in that of its attention
   // the gradients of q, k, v, o, of the block's input and output.
   const int64_t d = element * config.d_model, d_qk = element * config.qk_width();
@@ -83,7 +83,7 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
   const int64_t below = (config.recompute ? d : inside) * config.n_layers + d;
   const int64_t last = config.recompute ? inside : 0;
   const int64_t worst =
-      std::max({below + d + 2 * element * config.n_vocab, below + last + 2 * d,
+      std::max({below + d + element * config.n_vocab, below + last + 2 * d,
                 below + last + element * config.ff_width(), below + last - inside + 7 * d + 4 * d_qk});
 
   std::array<int64_t, kMemoryCategories> bytes{};

@@ -9,13 +9,16 @@
 namespace lacuna {
 namespace {
 
-std::vector<Piece> pieces_of(const Parameters& parameters) {
-  std::vector<Piece> pieces;
+// As AdamBuffers::pieces: inside one parameter, of at most kPieceSize elements.
+Tensor pieces_of(const Parameters& parameters) {
+  std::vector<int64_t> numbers;
   for (const Parameters::Entry& entry : parameters.entries())
     for (int64_t done = 0; done < entry.shape.numel(); done += kPieceSize)
-      pieces.push_back({entry.offset + done, std::min(kPieceSize, entry.shape.numel() - done),
-                        /*decays=*/entry.shape.rank() >= 2});
-  return pieces;
+      numbers.insert(numbers.end(),
+                     {entry.offset + done, std::min(kPieceSize, entry.shape.numel() - done), entry.shape.rank() >= 2});
+  const MemoryScope scope(MemoryCategory::optimizer);
+  const Tensor pieces = from_vector(numbers, {static_cast<int64_t>(numbers.size()) / 3, 3});
+  return to_device(pieces, parameters.values().device());
 }
 
 Tensor zero_moments(const Tensor& values) {
@@ -37,19 +40,23 @@ Adam::Adam(const Parameters& parameters, const AdamConfig& config)
   check_usage(config.weight_decay >= 0.0, "adam: weight_decay must be at least 0, got ", config.weight_decay);
 }
 
-void Adam::step(double lr, double scale) {
+void Adam::step(const AdamStep& step) {
   ++steps_;
   const auto t = static_cast<double>(steps_);
-  const AdamFactors factors{.scale = scale,
+  const AdamFactors factors{.scale = step.scale,
+                            .max_norm = step.max_norm,
                             .beta1 = config_.beta1,
                             .beta2 = config_.beta2,
                             .eps = config_.eps,
-                            .lr = lr,
+                            .lr = step.lr,
                             .correction1 = 1.0 - std::pow(config_.beta1, t),
                             .correction2 = 1.0 - std::pow(config_.beta2, t),
-                            .weight_decay = config_.weight_decay};
-  LACUNA_DISPATCH(parameters_.values().device(), adam_update, pieces_, factors, parameters_.gradients(),
-                  parameters_.values(), exp_avg_, exp_avg_sq_);
+                            .weight_decay = config_.weight_decay,
+                            .ema_decay = step.ema ? step.ema->next_decay() : 0.0};
+  const Tensor average = step.ema ? step.ema->average() : Tensor();
+  LACUNA_DISPATCH(parameters_.values().device(), adam_update, factors,
+                  AdamBuffers{pieces_, parameters_.gradients(), parameters_.values(), exp_avg_, exp_avg_sq_,
+                              step.sum_of_squares, average, step.rounded});
 }
 
 }  // namespace lacuna

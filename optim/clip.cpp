@@ -8,10 +8,14 @@
 
 namespace lacuna {
 
+Tensor gradient_sum_of_squares(const Parameters& parameters) {
+  const Tensor sum = empty({1}, DType::f64, parameters.gradients().device());
+  LACUNA_DISPATCH(sum.device(), sum_of_squares, parameters.gradients(), sum);
+  return sum;
+}
+
 double global_gradient_norm(const Parameters& parameters) {
-  double sum = 0.0;
-  LACUNA_DISPATCH(parameters.gradients().device(), sum_of_squares, parameters.gradients(), sum);
-  return std::sqrt(sum);
+  return std::sqrt(item(gradient_sum_of_squares(parameters)));
 }
 
 double clip_scale(double norm, double max_norm) {

@@ -5,6 +5,9 @@
 
 namespace lacuna {
 
+/// The sum of squares of all gradients, f64 [1] on their device, in one fixed order. Enqueued on a GPU.
+Tensor gradient_sum_of_squares(const Parameters& parameters);
+
 /// sqrt of the sum of squares of all gradients, accumulated in f64 in one fixed order for any number of threads.
 double global_gradient_norm(const Parameters& parameters);
 

@@ -20,10 +20,13 @@ Ema::Ema(const Parameters& parameters, double decay)
   check_usage(decay >= 0.0 && decay < 1.0, "ema: decay must be in [0, 1), got ", decay);
 }
 
-void Ema::update() {
+double Ema::next_decay() {
   const auto t = static_cast<double>(updates_++);
-  const double decay = std::min(decay_, (1.0 + t) / (10.0 + t));
-  LACUNA_DISPATCH(average_.device(), average_update, decay, parameters_.values(), average_);
+  return std::min(decay_, (1.0 + t) / (10.0 + t));
+}
+
+void Ema::update() {
+  LACUNA_DISPATCH(average_.device(), average_update, next_decay(), parameters_.values(), average_);
 }
 
 void Ema::swap() const { LACUNA_DISPATCH(average_.device(), exchange, parameters_.values(), average_); }

@@ -15,6 +15,9 @@ class Ema {
   Ema(const Parameters& parameters, double decay);
 
   void update();
+
+  /// The decay of the next update, counted as done: for Adam, which averages in its own pass.
+  double next_decay();
   int64_t updates() const { return updates_; }
   void set_updates(int64_t updates) { updates_ = updates; }
 

@@ -20,20 +20,24 @@ double sum_of_squares_of(const T* x, int64_t count) {
 
 }  // namespace
 
-void adam_update(Stream, const std::vector<Piece>& pieces, const AdamFactors& factors, const Tensor& gradients,
-                 const Tensor& values, const Tensor& exp_avg, const Tensor& exp_avg_sq) {
-  dispatch_f32_f64(values.dtype(), "adam", [&]<class T>() {
-    const auto scale = static_cast<T>(factors.scale), eps = static_cast<T>(factors.eps);
+void adam_update(Stream, const AdamFactors& factors, const AdamBuffers& buffers) {
+  const bool clips = buffers.sum_of_squares.defined();
+  const double gradient_scale = clips ? clipped_scale(factors, *buffers.sum_of_squares.data<double>()) : factors.scale;
+  if (gradient_scale == 0.0) return;
+  dispatch_f32_f64(buffers.values.dtype(), "adam", [&]<class T>() {
+    const auto scale = static_cast<T>(gradient_scale), eps = static_cast<T>(factors.eps);
     const auto beta1 = static_cast<T>(factors.beta1), beta2 = static_cast<T>(factors.beta2);
     const auto rest1 = static_cast<T>(1.0 - factors.beta1), rest2 = static_cast<T>(1.0 - factors.beta2);
     const auto rate = static_cast<T>(factors.lr / factors.correction1);
     const auto v_factor = static_cast<T>(1.0 / factors.correction2);
-    const T* const all_g = gradients.data<T>();
-    T *const all_p = values.data<T>(), *const all_m = exp_avg.data<T>(), *const all_v = exp_avg_sq.data<T>();
+    const int64_t* const pieces = buffers.pieces.data<int64_t>();
+    const T* const all_g = buffers.gradients.data<T>();
+    T *const all_p = buffers.values.data<T>(), *const all_m = buffers.exp_avg.data<T>(),
+             *const all_v = buffers.exp_avg_sq.data<T>();
 #pragma omp parallel for schedule(static)
-    for (size_t index = 0; index < pieces.size(); ++index) {
-      const int64_t begin = pieces[index].begin, count = pieces[index].count;
-      const T decay = pieces[index].decays ? static_cast<T>(factors.lr * factors.weight_decay) : T{0};
+    for (int64_t piece = 0; piece < buffers.pieces.dim(0); ++piece) {
+      const int64_t begin = pieces[3 * piece], count = pieces[3 * piece + 1];
+      const T decay = pieces[3 * piece + 2] ? static_cast<T>(factors.lr * factors.weight_decay) : T{0};
       const T* const g = all_g + begin;
       T *const p = all_p + begin, *const m = all_m + begin, *const v = all_v + begin;
 #pragma omp simd
@@ -45,9 +49,11 @@ void adam_update(Stream, const std::vector<Piece>& pieces, const AdamFactors& fa
       }
     }
   });
+  if (buffers.average.defined()) average_update({}, factors.ema_decay, buffers.values, buffers.average);
+  if (buffers.rounded.defined()) copy(buffers.values, buffers.rounded);
 }
 
-void sum_of_squares(Stream, const Tensor& x, double& sum) {
+void sum_of_squares(Stream, const Tensor& x, const Tensor& sum) {
   const int64_t pieces = (x.numel() + kPieceSize - 1) / kPieceSize;
   std::vector<double> sums(static_cast<size_t>(pieces));
   dispatch_f32_f64(x.dtype(), "global_gradient_norm", [&]<class T>() {
@@ -60,7 +66,7 @@ void sum_of_squares(Stream, const Tensor& x, double& sum) {
   });
   for (size_t half = 1; half < sums.size(); half *= 2)
     for (size_t i = 0; i + half < sums.size(); i += 2 * half) sums[i] += sums[i + half];
-  sum = sums.empty() ? 0.0 : sums[0];
+  *sum.data<double>() = sums.empty() ? 0.0 : sums[0];
 }
 
 void average_update(Stream, double decay, const Tensor& x, const Tensor& average) {

@@ -1,4 +1,5 @@
 #pragma once
+#include "core/dispatch.h"
 #include "core/rng.h"
 #include "core/tensor.h"
 
@@ -13,10 +14,7 @@ struct DropoutMask {
   double scale() const { return 65536.0 / (65536.0 - threshold); }  // 1 / (1 - rate)
 };
 
-namespace cpu {
-
 /// y = x scaled where the mask keeps it, 0 elsewhere. Its own gradient: dx from dy is the same map.
-void dropout(Stream stream, const Tensor& x, const DropoutMask& mask, const Tensor& y);
+LACUNA_KERNEL(void dropout(Stream stream, const Tensor& x, const DropoutMask& mask, const Tensor& y))
 
-}  // namespace cpu
 }  // namespace lacuna

@@ -17,7 +17,7 @@ namespace lacuna {
 /// (row, column, channel) of an image, (row, column) of a text laid out in rows.
 ///
 ///   tokens    [batch, n_ctx]     u8, each below n_vocab
-///   token     [n_vocab, d_model] f32 or f64
+///   token     [n_vocab, d_model] f32 or f64; on a GPU f32
 ///   position  tables [extent, d_model], at least one; product of the extents >= n_ctx
 ///   start     [d_model]
 ///   h         [batch, n_ctx, d_model], of `dtype`: by default that of the tables, or bf16 or f16 beside f32 tables

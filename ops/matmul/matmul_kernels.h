@@ -1,16 +1,17 @@
 #pragma once
+#include "core/dispatch.h"
 #include "core/tensor.h"
 
-namespace lacuna::cpu {
+namespace lacuna {
 
 /// c = op(a) op(b) + beta c for matrices, op(x) = x or its transpose.
-void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
-                    const Tensor& c);
+LACUNA_KERNEL(void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b,
+                                  double beta, const Tensor& c))
 
 /// y [rows, d_out] = x weight^T, plus bias in every row if it is defined; x [rows, d_in], weight [d_out, d_in].
-void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y);
+LACUNA_KERNEL(void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y))
 
 /// sum [cols] = the sum of the rows of x [rows, cols].
-void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum);
+LACUNA_KERNEL(void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum))
 
-}  // namespace lacuna::cpu
+}  // namespace lacuna

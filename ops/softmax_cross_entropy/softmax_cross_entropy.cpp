@@ -31,7 +31,7 @@ Variable softmax_cross_entropy(const Variable& logits, const Tensor& targets) {
   LACUNA_DISPATCH(logits.device(), mean_of_rows, row_loss, loss);
 
   auto backward = [logits = logits.value(), targets, lse](const Tensor& dloss, const Needs&) {
-    Tensor dlogits = empty_like(logits);
+    Tensor dlogits = logits.unshared() ? logits : empty_like(logits);
     LACUNA_DISPATCH(logits.device(), softmax_cross_entropy_backward, dloss, logits, targets, lse, dlogits);
     return Grads{dlogits};
   };

@@ -11,7 +11,8 @@ namespace lacuna {
 ///   targets  [...]            u8, each below n_vocab
 ///   loss     []               as logits, f32 for bf16 and f16; row losses are summed in f64, in one fixed order
 ///
-/// Softmax and its gradient are fused: forward keeps the log-sum-exp of each row, backward recomputes the rest.
+/// Softmax and its gradient are fused: forward keeps the log-sum-exp of each row, backward recomputes the rest,
+/// in the memory of the logits when nobody else holds them.
 /// Throws Error when shapes, dtypes or devices disagree, or a target is out of range.
 Variable softmax_cross_entropy(const Variable& logits, const Tensor& targets);
 

@@ -33,7 +33,7 @@ void softmax_statistics_f32(const float* HWY_RESTRICT z, int64_t n_vocab, float*
 }
 
 // dz = scale exp(z - lse).
-void softmax_scaled_f32(const float* HWY_RESTRICT z, float lse, float scale, int64_t n_vocab, float* HWY_RESTRICT dz) {
+void softmax_scaled_f32(const float* z, float lse, float scale, int64_t n_vocab, float* dz) {  // dz may be z
   for_each_vector(n_vocab, [=](auto d, int64_t j) HWY_ATTR {
     const auto p = exp_nonpositive(d, hn::Sub(hn::LoadU(d, z + j), hn::Set(d, lse)));
     hn::StoreU(hn::Mul(hn::Set(d, scale), p), d, dz + j);

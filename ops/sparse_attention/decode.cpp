@@ -70,6 +70,20 @@ void for_each_key_row(const std::vector<Store>& stores, int64_t i, const Fn& fn)
 
 }  // namespace
 
+namespace gpu {
+
+template <class... Arguments>
+void attention_decode(Stream stream, const Arguments&...) {
+  fail("DecodeCache: there are no kernels for ", stream.device, " yet");
+}
+
+template <class... Arguments>
+void store_position(Stream stream, const Arguments&...) {
+  fail("DecodeCache: there are no kernels for ", stream.device, " yet");
+}
+
+}  // namespace gpu
+
 namespace cpu {
 
 /// o of query `position`; k_rows and v_rows are the tensors of a DecodeCache.

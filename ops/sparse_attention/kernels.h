@@ -35,4 +35,13 @@ void attention_backward(Stream stream, const AttentionProblem& problem, const At
                         const AttentionGrads& grads);
 
 }  // namespace cpu
+
+namespace gpu {
+
+/// As on the CPU, with o, dq, dk and dv rounded to their dtype once for every run of parts that one launch computes.
+void attention_forward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved);
+void attention_backward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
+                        const AttentionGrads& grads);
+
+}  // namespace gpu
 }  // namespace lacuna

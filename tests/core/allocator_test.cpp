@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/cuda/runtime.h"
 #include "core/error.h"
 #include "core/tensor.h"
 #include "tests/support/expect_error.h"
@@ -138,7 +139,7 @@ TEST_CASE("allocator: a request that no machine can meet is out of memory, not a
   for (const int64_t bytes : {int64_t{1} << 50, INT64_MAX})
     expect_error("out of memory on cpu", [&] { cpu().allocate(bytes, MemoryCategory::activations); });
   expect_error("out of memory on cpu", [] { empty({int64_t{1} << 60}, DType::f32); });
-  expect_error("no backend for cuda:0", [] { Allocator::of(Device{DeviceType::cuda, 0}); });
+  if (gpu::device_count() == 0) expect_error("cuda:0: " + gpu::why_no_device(), [] { Allocator::of(kCuda); });
 }
 
 TEST_CASE("allocator: threads share it") {

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/archive.h"
+#include "core/cuda/runtime.h"
 #include "core/file.h"
 #include "experiments/run_state.h"
 #include "tests/experiments/process.h"
@@ -117,7 +118,10 @@ TEST_CASE("programs: misuse ends with code 2 and says what to do") {
   expect({kEnwik8, "train", "--stpes", "5"}, 2, "enwik8: unknown flag --stpes (did you mean --steps?)");
   expect({kEnwik8, "train", "--set", "d_modle=8"}, 2, "unknown key d_modle (did you mean d_model?)");
   expect({kEnwik8, "train", "--preset", "lptop"}, 2, "unknown preset lptop (did you mean laptop?)");
-  expect({kEnwik8, "train", "--device", "cuda"}, 2, "not in this build");
+  if (gpu::device_count() == 0) {
+    expect({kEnwik8, "train", "--device", "cuda"}, 1, "--device cuda: " + gpu::why_no_device());
+    expect({kEnwik8, "train", "--device", "auto", "--dry-run"}, 0, "dry run");
+  }
   expect({kEnwik8, "train", "--zero", "1"}, 2, "not in this build");
   expect({kEnwik8, "train", "--dtype", "u8"}, 2, "--dtype must be f32, f64, bf16 or f16");
   expect({kEnwik8, "train", "--set", "n_heads=5"}, 2, "d_model must be a multiple of n_heads = 5");

@@ -1,0 +1,169 @@
+// The formulas stand in layer_norm_cpu.cpp. A row is read from memory once: what a later pass reads again lies in L1.
+
+#include "core/cuda/kernel.h"
+#include "ops/column_sum.cuh"
+#include "ops/layer_norm/layer_norm_kernels.h"
+
+namespace lacuna::gpu {
+namespace {
+
+constexpr int kWarpsPerBlock = 4;
+constexpr int kRowsPerBlock = 64;  // of backward: a fact of the code, not of the device, as it decides the order of sums
+
+// Calls body(column) for the first of each eight columns that a lane owns: 8 lane, 8 lane + 256, ...
+template <class Body>
+__device__ void for_own_columns(int64_t cols, const Body& body) {
+  for (int64_t j = int64_t{threadIdx.x} * kEight; j < cols; j += kWarpSize * kEight) body(j);
+}
+
+// Forward. x, y [rows, cols]; gain, bias [cols]; mean, rstd [rows].
+//   grid       one warp for a row, kWarpsPerBlock rows a block
+//   lane       eight neighbouring columns out of every 256
+//   math       two passes; E[x^2] - mean^2 would cancel when |mean| is much larger than the spread
+//   precision  loads T, accumulates f32, rounds once on store
+//   requires   rows >= 1, cols >= 1; without 16-byte alignment elements go one by one
+template <class T>
+__global__ void layer_norm_forward_kernel(const T* x, const float* gain, const float* bias, float eps, int64_t rows,
+                                          int64_t cols, bool aligned, T* y, float* mean, float* rstd) {
+  const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
+  if (row >= rows) return;  // leaves by whole warps, so warp_sum below stays safe
+  x += row * cols;
+  y += row * cols;
+  float v[kEight];
+
+  float sum = 0.0f;
+  for_own_columns(cols, [&](int64_t j) {
+    load_eight(x + j, cols - j, aligned, v);
+    for (int i = 0; i < kEight; ++i) sum += v[i];
+  });
+  const float mu = warp_sum(sum) / static_cast<float>(cols);
+
+  float squares = 0.0f;
+  for_own_columns(cols, [&](int64_t j) {
+    load_eight(x + j, cols - j, aligned, v);
+    for (int i = 0; i < kEight; ++i)
+      if (j + i < cols) squares += (v[i] - mu) * (v[i] - mu);
+  });
+  const float inv_std = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(cols) + eps);
+
+  for_own_columns(cols, [&](int64_t j) {
+    float g[kEight], b[kEight];
+    load_eight(x + j, cols - j, aligned, v);
+    load_eight(gain + j, cols - j, aligned, g);
+    load_eight(bias + j, cols - j, aligned, b);
+    for (int i = 0; i < kEight; ++i) v[i] = g[i] * ((v[i] - mu) * inv_std) + b[i];
+    store_eight(v, cols - j, aligned, y + j);
+  });
+  if (threadIdx.x == 0) mean[row] = mu;
+  if (threadIdx.x == 0) rstd[row] = inv_std;
+}
+
+// Where a column lies in shared memory: neighbouring lanes, which own every eighth column, meet in neighbouring banks.
+__device__ inline int64_t slot(int64_t column) { return column / 256 * 256 + column % 8 * 32 + column % 256 / 8; }
+__host__ __device__ constexpr int64_t padded_to_256(int64_t cols) { return (cols + 255) / 256 * 256; }
+
+// Backward. dy, x, dx [rows, cols]; partial [blocks, 2, cols] gets dgain and dbias of each block's rows.
+//   grid       kRowsPerBlock rows a block; warp w takes rows w, w + kWarpsPerBlock, ... of them
+//   lane       eight neighbouring columns out of every 256, in every row the same
+//   shared     sums [kWarpsPerBlock, 2, padded_to_256(cols)]: dgain and dbias of each warp's rows, column j at slot(j)
+//   math       dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = gain dy
+//   precision  loads T, accumulates f32, rounds once on store
+template <class T>
+__global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float* gain, const float* mean,
+                                           const float* rstd, int64_t rows, int64_t cols, bool aligned, T* dx,
+                                           float* partial) {
+  LACUNA_DYNAMIC_SHARED(float, sums);
+  const int64_t padded = padded_to_256(cols);
+  float* const dgain = sums + int64_t{threadIdx.y} * 2 * padded;
+  float* const dbias = dgain + padded;
+  for_own_columns(cols, [&](int64_t j) {
+    for (int i = 0; i < kEight; ++i) dgain[slot(j + i)] = dbias[slot(j + i)] = 0.0f;
+  });
+
+  const int64_t first = int64_t{blockIdx.x} * kRowsPerBlock;
+  const int64_t end = first + kRowsPerBlock < rows ? first + kRowsPerBlock : rows;
+  for (int64_t row = first + threadIdx.y; row < end; row += kWarpsPerBlock) {
+    const T* const dy_row = dy + row * cols;
+    const T* const x_row = x + row * cols;
+    const float mu = mean[row], inv_std = rstd[row];
+    float sum = 0.0f, dot = 0.0f;  // of g, of g xhat
+    float g[kEight], xhat[kEight];
+    const auto load = [&](int64_t j, bool accumulate) {
+      float v[kEight], w[kEight];
+      load_eight(dy_row + j, cols - j, aligned, v);
+      load_eight(x_row + j, cols - j, aligned, xhat);
+      load_eight(gain + j, cols - j, aligned, w);
+      for (int i = 0; i < kEight; ++i) {
+        xhat[i] = (xhat[i] - mu) * inv_std;  // beyond the row v and w are 0, so nothing comes of it
+        g[i] = w[i] * v[i];
+        if (!accumulate) continue;
+        dgain[slot(j + i)] += v[i] * xhat[i];
+        dbias[slot(j + i)] += v[i];
+      }
+    };
+    for_own_columns(cols, [&](int64_t j) {
+      load(j, true);
+      for (int i = 0; i < kEight; ++i) {
+        sum += g[i];
+        dot += g[i] * xhat[i];
+      }
+    });
+    const float mean_g = warp_sum(sum) / static_cast<float>(cols);
+    const float mean_g_xhat = warp_sum(dot) / static_cast<float>(cols);
+    for_own_columns(cols, [&](int64_t j) {
+      load(j, false);
+      for (int i = 0; i < kEight; ++i) g[i] = inv_std * (g[i] - mean_g - xhat[i] * mean_g_xhat);
+      store_eight(g, cols - j, aligned, dx + row * cols + j);
+    });
+  }
+
+  __syncthreads();
+  for (int64_t j = threadIdx.y * kWarpSize + threadIdx.x; j < 2 * cols; j += kWarpsPerBlock * kWarpSize) {
+    const int64_t from = j < cols ? slot(j) : padded + slot(j - cols);
+    float total = 0.0f;
+    for (int warp = 0; warp < kWarpsPerBlock; ++warp) total += sums[warp * 2 * padded + from];
+    partial[int64_t{blockIdx.x} * 2 * cols + j] = total;
+  }
+}
+
+bool all_aligned(int64_t cols, std::initializer_list<const Tensor*> tensors) {
+  return cols % kEight == 0 && std::all_of(tensors.begin(), tensors.end(),
+                                           [](const Tensor* t) { return is_aligned(t->raw(), 16); });
+}
+
+}  // namespace
+
+void layer_norm_forward(Stream stream, const Tensor& x, const Tensor& gain, const Tensor& bias, float eps,
+                        const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+  dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
+    const int64_t rows = mean.numel(), cols = gain.numel();
+    if (rows == 0) return;
+    launch(stream, layer_norm_forward_kernel<T>, dim3(grid_of(ceil_div(rows, kWarpsPerBlock), "layer_norm")),
+           dim3(kWarpSize, kWarpsPerBlock), 0, data<T>(x), data<float>(gain), data<float>(bias), eps, rows, cols,
+           all_aligned(cols, {&x, &gain, &bias, &y}), data<T>(y), data<float>(mean), data<float>(rstd));
+  });
+}
+
+void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
+                         const Tensor& rstd, const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
+  dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
+    const int64_t rows = mean.numel(), cols = gain.numel(), blocks = ceil_div(rows, kRowsPerBlock);
+    constexpr int64_t kSharedPerColumn = kWarpsPerBlock * 2 * sizeof(float);
+    const int64_t shared = kSharedPerColumn * padded_to_256(cols), most = properties(stream.device).shared_bytes;
+    check(shared <= most, "layer_norm: on this GPU d_model must be at most ", most / kSharedPerColumn / 256 * 256,
+          ", got ", cols);
+    const MemoryScope scope(MemoryCategory::workspace);
+    const Tensor partial = empty({blocks, 2 * cols}, DType::f32, stream.device);
+    const Tensor total = empty({2 * cols}, DType::f32, stream.device);
+    if (rows > 0)
+      launch(stream, layer_norm_backward_kernel<T>, dim3(grid_of(blocks, "layer_norm")),
+             dim3(kWarpSize, kWarpsPerBlock), static_cast<size_t>(shared), data<T>(dy), data<T>(x), data<float>(gain),
+             data<float>(mean), data<float>(rstd), rows, cols, all_aligned(cols, {&dy, &x, &gain, &dx}), data<T>(dx),
+             data<float>(partial));
+    column_sum(stream, data<float>(partial), blocks, 2 * cols, data<float>(total));
+    copy(total.view(0, {cols}), dgain);
+    copy(total.view(cols, {cols}), dbias);
+  });
+}
+
+}  // namespace lacuna::gpu

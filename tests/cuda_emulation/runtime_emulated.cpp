@@ -1,0 +1,208 @@
+#include "tests/cuda_emulation/runtime_emulated.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <unordered_map>
+#include <utility>
+
+namespace lacuna::emulation {
+namespace {
+
+struct Work {
+  std::function<void()> run;
+  bool frees = false;  // must happen even if the work around it does not
+};
+
+struct Queue {
+  std::deque<Work> waiting;
+  std::deque<Work>* recording = nullptr;  // where work goes while a graph is recorded
+
+  void add(Work work) { (recording ? *recording : waiting).push_back(std::move(work)); }
+
+  void drain() {
+    check(!recording, "cuda: the stream is being recorded, so nobody can wait for it");
+    while (!waiting.empty()) {
+      const Work work = std::move(waiting.front());
+      waiting.pop_front();
+      work.run();
+    }
+  }
+};
+
+struct Machine {
+  Queue compute, copy;
+  std::unordered_map<void*, int64_t> blocks;
+  int64_t bytes = 0;
+  std::string problem;
+  gpu::DeviceProperties properties{.name = "emulated GPU",
+                                   .major = 9,
+                                   .minor = 0,
+                                   .multiprocessors = 4,
+                                   .memory_bytes = int64_t{2} << 30,
+                                   .shared_bytes = 227 * 1024};
+};
+
+Machine& machine() {
+  static auto* const one = new Machine;  // tensors with static lifetime may outlive main
+  return *one;
+}
+
+Queue& queue_of(Stream stream) { return *static_cast<Queue*>(stream.native); }
+
+}  // namespace
+
+void enqueue(Stream stream, std::function<void()> work) {
+  if (!stream.native) return work();
+  queue_of(stream).add({std::move(work)});
+}
+
+NoDevice::NoDevice(const std::string& reason) { machine().problem = reason; }
+NoDevice::~NoDevice() { machine().problem.clear(); }
+
+int64_t bytes_in_use() { return machine().bytes; }
+
+}  // namespace lacuna::emulation
+
+namespace lacuna::gpu {
+
+using emulation::machine;
+using emulation::Queue;
+using emulation::queue_of;
+using emulation::Work;
+
+int device_count() { return machine().problem.empty() ? 1 : 0; }
+std::string why_no_device() { return machine().problem; }
+const DeviceProperties& properties(Device) { return machine().properties; }
+
+void check_usable(Device device) {
+  check(machine().problem.empty(), device, ": ", machine().problem);
+  check(device.index == 0, device, ": no such device; there are 1");
+}
+
+std::string versions() { return "emulated CUDA"; }
+
+void* allocate(Device, int64_t bytes) {
+  if (machine().bytes + bytes > machine().properties.memory_bytes && !machine().compute.recording)
+    machine().compute.drain();  // frees wait there
+  if (machine().bytes + bytes > machine().properties.memory_bytes) return nullptr;
+  void* block = nullptr;
+  if (::posix_memalign(&block, 256, static_cast<size_t>(bytes)) != 0) return nullptr;
+  std::memset(block, 0xff, static_cast<size_t>(bytes));
+  machine().blocks[block] = bytes;
+  machine().bytes += bytes;
+  return block;
+}
+
+void deallocate(Device, void* block) noexcept {
+  machine().compute.add({[block] {
+                           machine().bytes -= machine().blocks.at(block);
+                           machine().blocks.erase(block);
+                           std::free(block);
+                         },
+                         /*frees=*/true});
+}
+
+bool reuses_blocks() { return false; }
+
+PinnedBuffer::PinnedBuffer(int64_t bytes)
+    : data_(static_cast<std::byte*>(std::malloc(static_cast<size_t>(bytes)))), bytes_(bytes) {
+  std::memset(data_, 0xff, static_cast<size_t>(bytes));
+}
+
+PinnedBuffer::~PinnedBuffer() { std::free(data_); }
+
+void copy_bytes(Stream stream, void* to, const void* from, int64_t bytes) {
+  emulation::enqueue(stream, [=] { std::memmove(to, from, static_cast<size_t>(bytes)); });
+}
+
+void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes) {
+  emulation::enqueue(stream, [=] { std::memset(to, value, static_cast<size_t>(bytes)); });
+}
+
+Stream compute_stream(Device device) {
+  check_usable(device);
+  return {device, &machine().compute};
+}
+
+Stream copy_stream(Device device) {
+  check_usable(device);
+  return {device, &machine().copy};
+}
+
+void synchronize(Stream stream) { queue_of(stream).drain(); }
+
+// --- Event
+
+struct Event::State {
+  Queue* queue = nullptr;
+  std::shared_ptr<bool> reached;
+};
+
+Event::Event() : state_(std::make_unique<State>()) {}
+Event::~Event() = default;
+
+void Event::record(Stream stream) {
+  state_->queue = &queue_of(stream);
+  state_->reached = std::make_shared<bool>(false);
+  emulation::enqueue(stream, [reached = state_->reached] { *reached = true; });
+}
+
+namespace {
+
+void drain_until(Queue* queue, const std::shared_ptr<bool>& reached) {
+  while (reached && !*reached) {
+    check(!queue->waiting.empty(), "event: the stream that would reach it is empty");
+    const Work work = std::move(queue->waiting.front());
+    queue->waiting.pop_front();
+    work.run();
+  }
+}
+
+}  // namespace
+
+void Event::make_wait(Stream stream) const {
+  emulation::enqueue(stream, [queue = state_->queue, reached = state_->reached] { drain_until(queue, reached); });
+}
+
+void Event::synchronize() const { drain_until(state_->queue, state_->reached); }
+
+double Event::milliseconds_since(const Event&) const { return 0.0; }  // nothing here takes a GPU's time
+
+// --- Graph
+
+struct Graph::State {
+  int64_t nodes = 0;
+};
+
+Graph::Graph() : state_(std::make_unique<State>()) {}
+Graph::~Graph() = default;
+
+void Graph::run(Stream stream, const std::function<void()>& enqueue) {
+  Queue& queue = queue_of(stream);
+  std::deque<Work> recorded;
+  check(!queue.recording, "graph: recording cannot begin: the stream is being recorded");
+  queue.recording = &recorded;
+  std::exception_ptr failure;
+  try {
+    enqueue();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  queue.recording = nullptr;
+  state_->nodes = 0;
+  for (Work& work : recorded) {
+    state_->nodes += !work.frees;
+    if (!failure || work.frees) queue.add(std::move(work));
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+int64_t Graph::nodes() const { return state_->nodes; }
+
+// --- Errors
+
+void fail_cuda(int status, const std::string& what) { fail(what, ": CUDA error ", status); }
+
+}  // namespace lacuna::gpu

@@ -1,0 +1,121 @@
+// The training step as the programs run it, on the emulated GPU against the CPU.
+
+#include <numeric>
+
+#include "experiments/device_step.h"
+#include "models/sparse_transformer.h"
+#include "optim/adam.h"
+#include "optim/clip.h"
+#include "tests/cuda_emulation/runtime_emulated.h"
+#include "tests/support/tensors.h"
+
+namespace lacuna::test {
+namespace {
+
+constexpr int64_t kBatch = 2, kCtx = 24, kSteps = 4;
+
+ModelConfig tiny_model() {
+  ModelConfig config;
+  config.n_vocab = 13;
+  config.n_ctx = kCtx;
+  config.position_extents = {4, 6};
+  config.d_model = 16;
+  config.n_layers = 2;
+  config.n_heads = 2;
+  config.dropout = 0.2f;
+  config.recompute = true;
+  config.attention = parse_attention("local(window=6) | column(stride=6), fixed_block(stride=6) + fixed_summary(stride=6, c=2)");
+  return config;
+}
+
+Tensor batch_of(int64_t step) { return random_tokens({kBatch, kCtx}, 13, static_cast<uint64_t>(100 + step)); }
+
+struct Result {
+  std::vector<double> losses, norms;
+  Tensor values, average;
+  std::vector<std::string> said;
+};
+
+/// kSteps steps in micro-batches of one sequence. With `waits` a step looks at its loss, which cannot be recorded.
+Result train(DType dtype, Device device, bool waits = false) {
+  Result result;
+  const SparseTransformer model(tiny_model(), /*seed=*/3, dtype, device);
+  const Parameters& parameters = model.parameters();
+  Adam adam(parameters, {.eps = 1e-2});  // large beside the rounding of gradients: small ones do not decide signs
+  Ema ema(parameters, 0.9);
+  BatchQueue batches(device, batch_of);
+  StepRunner runner(device, [&](const std::string& line) { result.said.push_back(line); });
+  NumberQueue numbers(device);
+  const auto take = [&] {
+    const std::vector<double> one = *numbers.pop();
+    result.losses.push_back(0.5 * (one[0] + one[1]));
+    result.norms.push_back(std::sqrt(one[2]));
+  };
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const Tensor tokens = batches.get(step);
+    Tensor report;
+    const auto enqueue = [&] {
+      report = empty({3}, DType::f64, device);
+      parameters.clear_gradients();
+      for (int64_t i = 0; i < kBatch; ++i) {
+        const Run run{.training = true, .seed = 5, .step = step, .first_sample = i};
+        const Variable loss = model.loss(tokens.slice(i, i + 1), run);
+        if (waits) item(loss.value());
+        copy(loss.value(), report.view(i, {}));
+        backward(loss, full({}, loss.dtype(), 0.5, device));
+      }
+      const Tensor squares = gradient_sum_of_squares(parameters);
+      copy(squares, report.view(2, {1}));
+      adam.step({.lr = 0.02 * static_cast<double>(step + 1), .sum_of_squares = squares, .max_norm = 0.5, .ema = &ema});
+    };
+    const int64_t adam_steps = adam.steps(), updates = ema.updates();
+    runner.run(enqueue, [&] {
+      adam.set_steps(adam_steps);
+      ema.set_updates(updates);
+    });
+    numbers.push(report);
+    batches.prefetch_next();
+    if (numbers.size() > 1) take();
+  }
+  take();
+  result.values = to_device(parameters.values(), kCpu);
+  result.average = to_device(ema.average(), kCpu);
+  return result;
+}
+
+Tensor as_tensor(const std::vector<double>& numbers) {
+  return from_vector(numbers, {static_cast<int64_t>(numbers.size())});
+}
+
+TEST_CASE("gpu training: losses, norms and weights are those of the CPU, step by step") {
+  const Result exact = train(DType::f64, kCpu), plain = train(DType::f32, kCpu), on_gpu = train(DType::f32, kCuda);
+  CHECK(on_gpu.said.empty());
+  CHECK(exact.losses.front() - exact.losses.back() > 1e-3);  // it learns, so the comparison means something
+  const auto near = [](const Tensor& a, const Tensor& p, const Tensor& e) {
+    CHECK(max_distance(a, e) <= 4.0 * max_distance(p, e) + 16.0 * 0x1p-24 * std::max(1.0, max_abs(e)));
+  };
+  near(as_tensor(on_gpu.losses), as_tensor(plain.losses), as_tensor(exact.losses));
+  near(as_tensor(on_gpu.norms), as_tensor(plain.norms), as_tensor(exact.norms));
+  near(on_gpu.values, plain.values, exact.values);
+  near(on_gpu.average, plain.average, exact.average);
+}
+
+TEST_CASE("gpu training: the same bits in every run, and without a graph") {
+  const Result once = train(DType::f32, kCuda), again = train(DType::f32, kCuda);
+  CHECK(same_bits(once.values, again.values));
+  const Result without = train(DType::f32, kCuda, /*waits=*/true);
+  REQUIRE(without.said.size() == 1);
+  CHECK(without.said[0].starts_with("note: steps run kernel by kernel, not as a CUDA graph: "));
+  CHECK(same_bits(once.values, without.values));
+  CHECK(once.losses == without.losses);
+}
+
+TEST_CASE("gpu training: nothing stays in the device's memory") {
+  const int64_t before = emulation::bytes_in_use();
+  train(DType::f32, kCuda);
+  synchronize(kCuda);
+  CHECK(emulation::bytes_in_use() == before);
+}
+
+}  // namespace
+}  // namespace lacuna::test
