@@ -90,6 +90,11 @@ class Pattern {
   int64_t multiplicity(int64_t i, int64_t j) const { return self_->multiplicity(i, j); }
   bool operator()(int64_t i, int64_t j) const { return multiplicity(i, j) > 0; }
 
+  /// multiplicity(i, j) for each j in [begin, end).
+  void multiplicities(int64_t i, int64_t begin, int64_t end, int64_t* counts) const {
+    self_->multiplicities(i, begin, end, counts);
+  }
+
   std::vector<View> views() const { return self_->views(); }
 
   /// Whether the pattern has multiplicities of its own.
@@ -116,6 +121,7 @@ class Pattern {
   struct Interface {
     virtual ~Interface() = default;
     virtual int64_t multiplicity(int64_t i, int64_t j) const = 0;
+    virtual void multiplicities(int64_t i, int64_t begin, int64_t end, int64_t* counts) const = 0;
     virtual std::vector<View> views() const = 0;
     virtual bool counts_keys() const = 0;
     virtual Pattern for_head(int64_t h) const = 0;
@@ -135,6 +141,9 @@ class Pattern {
         return value.multiplicity(i, j);
       else
         return value(i, j);
+    }
+    void multiplicities(int64_t i, int64_t begin, int64_t end, int64_t* counts) const override {
+      for (int64_t j = begin; j < end; ++j) counts[j - begin] = Holder::multiplicity(i, j);
     }
     std::vector<View> views() const override { return value.views(); }
     bool counts_keys() const override { return kCountsKeys; }

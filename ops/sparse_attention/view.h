@@ -67,6 +67,11 @@ struct View {
     return begin > start ? begin : start;
   }
 
+  /// The positions in which the keys of query i lie.
+  LACUNA_HOST_DEVICE Range span(int64_t i) const {
+    return {first_position(i), i + 1 < key_end ? i + 1 : key_end};
+  }
+
   /// Whether query i meets key j.
   LACUNA_HOST_DEVICE bool has(int64_t i, int64_t j) const {
     return j <= i && j >= first_position(i) && j < key_end && keys(i % residues).has(j);
