@@ -12,7 +12,7 @@
 namespace lacuna::test {
 namespace {
 
-constexpr int64_t kBatch = 2, kCtx = 24, kSteps = 4;
+constexpr int64_t kBatch = 2, kCtx = 24, kSteps = 3;
 
 ModelConfig tiny_model() {
   ModelConfig config;
@@ -87,34 +87,53 @@ Tensor as_tensor(const std::vector<double>& numbers) {
   return from_vector(numbers, {static_cast<int64_t>(numbers.size())});
 }
 
+const Result& on_gpu() {
+  static const Result once = train(DType::f32, kCuda);
+  return once;
+}
+
 TEST_CASE("gpu training: losses, norms and weights are those of the CPU, step by step") {
-  const Result exact = train(DType::f64, kCpu), plain = train(DType::f32, kCpu), on_gpu = train(DType::f32, kCuda);
-  CHECK(on_gpu.said.empty());
-  CHECK(exact.losses.front() - exact.losses.back() > 1e-3);  // it learns, so the comparison means something
+  const Result exact = train(DType::f64, kCpu), plain = train(DType::f32, kCpu);
+  CHECK(on_gpu().said.empty());
+  const SparseTransformer untrained(tiny_model(), /*seed=*/3, DType::f64);
+  CHECK(max_distance(exact.values, untrained.parameters().values()) > 1e-2);  // or the comparison would mean nothing
   const auto near = [](const Tensor& a, const Tensor& p, const Tensor& e) {
     CHECK(max_distance(a, e) <= 4.0 * max_distance(p, e) + 16.0 * 0x1p-24 * std::max(1.0, max_abs(e)));
   };
-  near(as_tensor(on_gpu.losses), as_tensor(plain.losses), as_tensor(exact.losses));
-  near(as_tensor(on_gpu.norms), as_tensor(plain.norms), as_tensor(exact.norms));
-  near(on_gpu.values, plain.values, exact.values);
-  near(on_gpu.average, plain.average, exact.average);
+  near(as_tensor(on_gpu().losses), as_tensor(plain.losses), as_tensor(exact.losses));
+  near(as_tensor(on_gpu().norms), as_tensor(plain.norms), as_tensor(exact.norms));
+  near(on_gpu().values, plain.values, exact.values);
+  near(on_gpu().average, plain.average, exact.average);
 }
 
-TEST_CASE("gpu training: the same bits in every run, and without a graph") {
-  const Result once = train(DType::f32, kCuda), again = train(DType::f32, kCuda);
-  CHECK(same_bits(once.values, again.values));
+TEST_CASE("gpu training: in bf16 and f16 as near to f64 as the CPU's") {
+  const Result exact = train(DType::f64, kCpu);
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    CAPTURE(name_of(dtype));
+    const Result plain = train(dtype, kCpu), fast = train(dtype, kCuda);
+    const double rounding = dtype == DType::bf16 ? 0x1p-8 : 0x1p-11;
+    const auto near = [&](const std::vector<double>& a, const std::vector<double>& p, const std::vector<double>& e) {
+      CHECK(max_distance(as_tensor(a), as_tensor(e)) <=
+            2.0 * max_distance(as_tensor(p), as_tensor(e)) + rounding * max_abs(as_tensor(e)));
+    };
+    near(fast.losses, plain.losses, exact.losses);
+    near(fast.norms, plain.norms, exact.norms);
+  }
+}
+
+TEST_CASE("gpu training: the same bits in every run and without a graph; nothing stays in the device's memory") {
+  synchronize(kCuda);  // frees of what came before
+  const int64_t before = emulation::bytes_in_use();
+  const Result again = train(DType::f32, kCuda);
+  synchronize(kCuda);
+  CHECK(emulation::bytes_in_use() == before);
+  CHECK(same_bits(on_gpu().values, again.values));
+
   const Result without = train(DType::f32, kCuda, /*waits=*/true);
   REQUIRE(without.said.size() == 1);
   CHECK(without.said[0].starts_with("note: steps run kernel by kernel, not as a CUDA graph: "));
-  CHECK(same_bits(once.values, without.values));
-  CHECK(once.losses == without.losses);
-}
-
-TEST_CASE("gpu training: nothing stays in the device's memory") {
-  const int64_t before = emulation::bytes_in_use();
-  train(DType::f32, kCuda);
-  synchronize(kCuda);
-  CHECK(emulation::bytes_in_use() == before);
+  CHECK(same_bits(on_gpu().values, without.values));
+  CHECK(on_gpu().losses == without.losses);
 }
 
 }  // namespace
