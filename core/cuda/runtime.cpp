@@ -230,6 +230,11 @@ cudaGraph_t record(cudaStream_t stream, const std::function<void()>& enqueue) {
 }  // namespace
 
 void Graph::run(Stream stream, const std::function<void()>& enqueue) {
+  struct FreesDeferred {  // when the graph is launched, or nothing of it ever will be
+    ~FreesDeferred() {
+      for (const auto& [device, block] : std::exchange(t_freed_while_recording, {})) deallocate(device, block);
+    }
+  } const frees_deferred;
   const cudaGraph_t graph = record(native(stream), enqueue);
   cudaError_t status = cudaGraphGetNodes(graph, nullptr, &state_->nodes);
   if (status == cudaSuccess && state_->executable) {
@@ -243,7 +248,6 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue) {
   if (status == cudaSuccess && !state_->executable) status = cudaGraphInstantiate(&state_->executable, graph, 0);
   cudaGraphDestroy(graph);
   if (status == cudaSuccess) status = cudaGraphLaunch(state_->executable, native(stream));
-  for (const auto& [device, block] : std::exchange(t_freed_while_recording, {})) deallocate(device, block);
   check_cuda(status, "graph: ", state_->nodes, " nodes on ", stream.device);
 }
 
