@@ -97,7 +97,7 @@ TEST_CASE("patterns: misuse is an error that says what to do") {
       {{"cost", "dense", "--n", "5", "--tiles", "32"}, "--tiles must be sizes as 32x32"},
       {{"check", "dense", "--n", "5", "--by", "view"}, "--by must be auto, pairs or views"},
   };
-  for (const auto& [arguments, message] : kBad) expect_error<UsageError>(message, [&] { parse(arguments); });
+  for (const auto& bad : kBad) expect_error<UsageError>(bad.message, [&] { parse(bad.arguments); });
 }
 
 }  // namespace
