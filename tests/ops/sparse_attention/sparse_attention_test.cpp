@@ -352,6 +352,52 @@ TEST_CASE("sparse_attention: a NaN of the model is not hidden") {
   CHECK(std::isfinite(o.value().data<float>()[21 * 8]));
 }
 
+TEST_CASE("sparse_attention: what is not finite stays with the queries and keys that meet it") {
+  constexpr int64_t kN = 100, kAt = 50, kWindow = 20, kWidth = 8;
+  const LayerPattern pattern = layer("local(window=20)");
+  const Inputs<float> clean({1, kN, 1, kWidth, kWidth, pattern});
+  const auto results = [&](const Inputs<float>& in) {
+    const Shape shape{1, kN, kWidth};
+    const Variable q(from_vector(in.q, shape), true), k(from_vector(in.k, shape), true),
+        v(from_vector(in.v, shape), true);
+    const Variable o = sparse_attention(q, k, v, pattern, 1);
+    backward(o, from_vector(in.d_o, shape));
+    return Result<float>{to_vector<float>(o.value()), to_vector<float>(q.grad()), to_vector<float>(k.grad()),
+                         to_vector<float>(v.grad())};
+  };
+  const auto same = [](const std::vector<float>& a, const std::vector<float>& b, int64_t begin, int64_t end) {
+    return std::equal(a.begin() + begin * kWidth, a.begin() + end * kWidth, b.begin() + begin * kWidth);
+  };
+  const Result<float> expected = results(clean);
+  for (const float bad : {std::nanf(""), HUGE_VALF}) {
+    for (std::vector<float> Inputs<float>::*of_query : {&Inputs<float>::q, &Inputs<float>::d_o}) {
+      Inputs<float> in = clean;
+      (in.*of_query)[kAt * kWidth] = bad;
+      const Result<float> r = results(in);
+      for (const auto& [ours, theirs] : {std::pair(&r.o, &expected.o), std::pair(&r.dq, &expected.dq)}) {
+        CHECK(same(*ours, *theirs, 0, kAt));
+        CHECK(same(*ours, *theirs, kAt + 1, kN));
+      }
+      for (const auto& [ours, theirs] : {std::pair(&r.dk, &expected.dk), std::pair(&r.dv, &expected.dv)}) {
+        CHECK(same(*ours, *theirs, 0, kAt - kWindow + 1));
+        CHECK(same(*ours, *theirs, kAt + 1, kN));
+      }
+    }
+    for (std::vector<float> Inputs<float>::*of_key : {&Inputs<float>::k, &Inputs<float>::v}) {
+      Inputs<float> in = clean;
+      (in.*of_key)[kAt * kWidth] = bad;
+      const Result<float> r = results(in);
+      for (const auto& [ours, theirs] : {std::pair(&r.o, &expected.o), std::pair(&r.dq, &expected.dq)}) {
+        CHECK(same(*ours, *theirs, 0, kAt));
+        CHECK(same(*ours, *theirs, kAt + kWindow, kN));
+      }
+      CHECK(same(r.dv, expected.dv, 0, kAt - kWindow + 1));
+      CHECK(same(r.dk, expected.dk, 0, kAt - kWindow + 1));
+      CHECK(same(r.dv, expected.dv, kAt + kWindow, kN));
+    }
+  }
+}
+
 TEST_CASE("sparse_attention: large scores stay finite") {
   const Case c{1, 64, 1, 4, 4, layer("local(window=10) + column(stride=10)")};
   Inputs<float> in(c);
