@@ -43,7 +43,7 @@ constexpr int kRows = 6;
 constexpr int kVectors = 4;
 constexpr int kRows = 6;
 #endif
-constexpr int kRowsOf1 = 10;                     // of that of one vector
+constexpr int kRowsOf1 = 10;                    // of that of one vector
 constexpr int kRowsOf3 = kVectors > 2 ? 4 : 0;  // of that of three, if there is one
 constexpr int kTile = kVectors * kLanes;
 constexpr int kStep = 128;  // keys whose scores are held at once: [kStep][kTile] floats
@@ -155,8 +155,7 @@ HWY_INLINE void MicroKernel(int64_t depth, const float* HWY_RESTRICT a, int64_t 
 
 /// MicroKernel of `rows` rows, at most kM.
 template <int kM, int kN, bool kAdd>
-HWY_INLINE void RowsKernel(int rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
-                           int64_t c_row) {
+HWY_INLINE void RowsKernel(int rows, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c, int64_t c_row) {
   if constexpr (kM > 0) {
     if (rows == kM)
       MicroKernel<kM, kN, kAdd>(depth, a.data, a.row, a.column, b, b_row, c, c_row);
@@ -187,8 +186,8 @@ void ProductOfGroup(Ahead& ahead, int rows, int64_t depth, Matrix a, const float
 }
 
 template <bool kAdd>
-void Product(Ahead& ahead, int rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row,
-             float* c, int64_t c_row) {
+void Product(Ahead& ahead, int rows, int64_t vectors, int64_t depth, Matrix a, const float* b, int64_t b_row, float* c,
+             int64_t c_row) {
   int64_t x = 0;
   for (; x + 2 <= vectors && (kRowsOf3 == 0 || vectors - x != 3); x += 2)
     ProductOfGroup<kRows, 2, kAdd>(ahead, rows, depth, a, b + x * kLanes, b_row, c + x * kLanes, c_row);

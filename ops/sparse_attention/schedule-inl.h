@@ -36,7 +36,7 @@ struct Segment {
 /// lanes' runs never move back, the vectors that meet a key are neighbours, and there are at most 2 * kVectors
 /// segments.
 struct TileSchedule {
-  int vectors;  // that hold queries
+  int vectors;                                       // that hold queries
   int vector_begin[kVectors], vector_end[kVectors];  // keys that some lane of the vector meets
   int full_begin[kVectors], full_end[kVectors];      // those that all its lanes meet
   Segment segments[2 * kVectors];

@@ -29,9 +29,9 @@ class ThreadScratch {
   Tensor memory_;
 };
 
-/// The m-th part of every head, cut by `cut` (forward_slicing or backward_slicing). Neighbouring heads with the same part
-/// share tasks where groups are short: a position has their rows side by side, which is faster to read than a row here
-/// and a row there.
+/// The m-th part of every head, cut by `cut` (forward_slicing or backward_slicing). Neighbouring heads with the same
+/// part share tasks where groups are short: a position has their rows side by side, which is faster to read than a row
+/// here and a row there.
 std::vector<Slicing> slicings_of(const AttentionProblem& problem, size_t m, Slicing (*cut)(const Part*, int64_t)) {
   std::vector<Slicing> slicings;
   Slicing* leader = nullptr;
@@ -247,25 +247,25 @@ void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, 
     const auto& [b, first_head, heads, part_of, group, rows, slab, first] = block;
     const Part& part = *part_of;
     for (int64_t h = first_head; h < first_head + heads; ++h) {
-    const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
-    const double* const lse = saved.lse.data<double>() + (b * problem.n_heads + h) * problem.n;
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      const int64_t i = part.view.queries(group).position(row), qi = at_qk + i * row_qk, oi = at_v + i * row_v;
-      const Range keys = part.keys_of(group, i);
-      const double* const q = saved.q.data<double>() + qi;
-      const double* const g = d_o.data<double>() + oi;
-      const double delta = dot(saved.o.data<double>() + oi, g, problem.d_v);
-      for (int64_t t = std::max(keys.begin, slab.begin); t < std::min(keys.end, slab.end); ++t) {
-        const int64_t j = part.view.keys(group).position(t), kj = at_qk + j * row_qk, vj = at_v + j * row_v;
-        if (part.skips(i, j)) continue;
-        const double* const k = saved.k.data<double>() + kj;
-        const double p = std::exp(scale * dot(q, k, problem.d_qk) - lse[i]);
-        const double ds = scale * p * (dot(g, saved.v.data<double>() + vj, problem.d_v) - delta);
-        axpy(p, g, grads.dv.data<double>() + vj, problem.d_v);
-        axpy(ds, q, grads.dk.data<double>() + kj, problem.d_qk);
-        axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
+      const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
+      const double* const lse = saved.lse.data<double>() + (b * problem.n_heads + h) * problem.n;
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const int64_t i = part.view.queries(group).position(row), qi = at_qk + i * row_qk, oi = at_v + i * row_v;
+        const Range keys = part.keys_of(group, i);
+        const double* const q = saved.q.data<double>() + qi;
+        const double* const g = d_o.data<double>() + oi;
+        const double delta = dot(saved.o.data<double>() + oi, g, problem.d_v);
+        for (int64_t t = std::max(keys.begin, slab.begin); t < std::min(keys.end, slab.end); ++t) {
+          const int64_t j = part.view.keys(group).position(t), kj = at_qk + j * row_qk, vj = at_v + j * row_v;
+          if (part.skips(i, j)) continue;
+          const double* const k = saved.k.data<double>() + kj;
+          const double p = std::exp(scale * dot(q, k, problem.d_qk) - lse[i]);
+          const double ds = scale * p * (dot(g, saved.v.data<double>() + vj, problem.d_v) - delta);
+          axpy(p, g, grads.dv.data<double>() + vj, problem.d_v);
+          axpy(ds, q, grads.dk.data<double>() + kj, problem.d_qk);
+          axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
+        }
       }
-    }
     }
   });
 }

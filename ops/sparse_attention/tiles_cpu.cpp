@@ -178,7 +178,8 @@ void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places
     const int64_t row = rows.begin + tile * kTile, lanes = std::min<int64_t>(kTile, rows.end - row);
     TileState& state = states[tile];
     state = {scratch.take(width_qk * kTile), scratch.take(width_v * kTile), scratch.take(kTile), scratch.take(kTile)};
-    TransposeToLanes(PackedRows(head.q, {queries, row, lanes}, ScaleOfQueries(d_qk), packed).rows, width_qk, lanes, state.q);
+    TransposeToLanes(PackedRows(head.q, {queries, row, lanes}, ScaleOfQueries(d_qk), packed).rows, width_qk, lanes,
+                     state.q);
     std::memset(state.o, 0, static_cast<size_t>(width_v * lanes) * sizeof(float));
     for (int64_t lane = 0; lane < kTile; ++lane) {
       const float lse = merge && lane < lanes ? head.lse[queries.position(row + lane)] : -kInfinity;
@@ -330,8 +331,8 @@ struct Slab {
   float *dk, *dv;
 };
 
-/// The pairs of the queries [row, row + lanes) and the keys of the slab. `begins`: these pairs are the first and the last of
-/// the queries, whose dq and delta are written.
+/// The pairs of the queries [row, row + lanes) and the keys of the slab. `begins`: these pairs are the first and the
+/// last of the queries, whose dq and delta are written.
 void BackwardTile(const BackwardTask& task, const HeadSequence& head, Strip queries, int64_t row, int64_t lanes,
                   const Slab& slab, bool begins, const BackwardScratch& at, Ahead& ahead) {
   const Part& part = *task.part;
@@ -395,8 +396,8 @@ void BackwardTile(const BackwardTask& task, const HeadSequence& head, Strip quer
       weigh(schedule.full_end[x], schedule.vector_end[x], true);
       clear(schedule.vector_end[x], end);
     }
-    AddOverQueries(ahead, tile_keys, count, begin, end, at.p, d_o.rows, d_o.finite, d_v, slab.dv);    // dv += p d_o
-    AddOverQueries(ahead, tile_keys, count, begin, end, at.ds, q.rows, q.finite, d_qk, slab.dk);      // dk += ds q
+    AddOverQueries(ahead, tile_keys, count, begin, end, at.p, d_o.rows, d_o.finite, d_v, slab.dv);  // dv += p d_o
+    AddOverQueries(ahead, tile_keys, count, begin, end, at.ds, q.rows, q.finite, d_qk, slab.dk);    // dk += ds q
     AddOverKeys(ahead, tile_keys, count, begin, end, at.ds, slab.k.rows, slab.k.finite, d_qk, dq);  // dq += ds^T k
   }
   if (!head.dq.packed) (begins ? UnpackRows<false> : UnpackRows<true>)(dq, ScaleOfDq(d_qk), head.dq, rows);
@@ -499,8 +500,18 @@ void BackwardHeads(const BackwardTask& task, float* memory) {
   gathered_task.begins = {true, true};
   for (int64_t h = 0; h < heads; ++h)
     BackwardHead(gathered_task,
-                 {head.n, q.head(h), k.head(h), v.head(h), lse + h * queries.count, {}, o.head(h), d_o.head(h),
-                  delta + h * queries.count, dq.result(h), dk.result(h), dv.result(h)},
+                 {head.n,
+                  q.head(h),
+                  k.head(h),
+                  v.head(h),
+                  lse + h * queries.count,
+                  {},
+                  o.head(h),
+                  d_o.head(h),
+                  delta + h * queries.count,
+                  dq.result(h),
+                  dk.result(h),
+                  dv.result(h)},
                  Places(), nullptr, scratch.next);
   if (task.begins.queries) ScatterNumbers(delta, head.n, queries, head.delta);
   (task.begins.queries ? UnpackRows<false> : UnpackRows<true>)(dq.data, ScaleOfDq(head.q.width), head.dq, queries);
