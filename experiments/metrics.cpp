@@ -61,7 +61,8 @@ void MetricsFile::write(const StepMetrics& m) {
                   {"step_ms", m.step_ms},
                   {"tokens_per_s", m.tokens_per_s},
                   {"mfu", nullptr},
-                  {"memory_bytes", m.memory_bytes}};
+                  {"memory_bytes", m.memory_bytes},
+                  {"slower_than_dense", m.slower_than_dense}};
   append(json.dump() + "\n");
 }
 

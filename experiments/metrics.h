@@ -18,6 +18,7 @@ struct StepMetrics {
   double step_ms = 0.0;
   double tokens_per_s = 0.0;
   int64_t memory_bytes = 0;  // highest so far, all categories together
+  bool slower_than_dense = false;  // the run's attention than dense attention of its length, as measured before it
 };
 
 /// What one evaluation measured.

@@ -15,6 +15,7 @@
 #include "core/file.h"
 #include "data/compressors.h"
 #include "experiments/console.h"
+#include "experiments/dense_rival.h"
 #include "experiments/device_step.h"
 #include "experiments/environment.h"
 #include "experiments/evaluate.h"
@@ -105,6 +106,7 @@ class Trainer {
   /// The whole run, from wherever an earlier process left it.
   void run() {
     resume_or_start();
+    if (state_.step < train_.steps) compare_with_dense();
     const int64_t first_step = state_.step;
     const Clock::time_point begin = Clock::now();
     try {
@@ -225,6 +227,20 @@ class Trainer {
                           " (step ", state_.step, " of ", train_.steps, ")"));
   }
 
+  // Warns when dense attention would be the faster one. Only on the CPU.
+  void compare_with_dense() {
+    if (device_ != kCpu) return;
+    const auto slower = slower_than_dense(config_.model, time_attention_of(config_.model, train_.dtype));
+    Allocator::of(kCpu).release_cached();
+    Allocator::of(kCpu).reset_peak();
+    slower_than_dense_ = slower.has_value();
+    if (slower)
+      console_.print(fmt::format(
+          "warning: at n_ctx = {} this attention is slower than dense: {:.3g} ms against {:.3g} ms a layer and "
+          "sequence, forward and backward (docs/crossover.md)",
+          config_.model.n_ctx, 1e3 * slower->pattern_s, 1e3 * slower->dense_s));
+  }
+
   // --- One step
 
   Tensor read_batch(int64_t step) const {
@@ -315,7 +331,8 @@ class Trainer {
                                   .loss_scale = scale,
                                   .step_ms = 1000.0 * elapsed_s,
                                   .tokens_per_s = tokens_per_s_,
-                                  .memory_bytes = Allocator::of(device_).stats().total_peak});
+                                  .memory_bytes = Allocator::of(device_).stats().total_peak,
+                                  .slower_than_dense = slower_than_dense_});
     }
   }
 
@@ -469,6 +486,7 @@ class Trainer {
   std::unique_ptr<Ema> ema_;
   std::unique_ptr<MetricsFile> metrics_;
   RunState state_;
+  bool slower_than_dense_ = false;
   int64_t saved_step_ = -1;  // of a checkpoint on disk that has this state
   int64_t written_step_ = 0;  // the newest whose metrics are written
   Clock::time_point last_metrics_;

@@ -91,8 +91,16 @@ void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tenso
                       const std::vector<std::vector<Store>>& heads, const Tensor& o) {
   const auto n_heads = static_cast<int64_t>(heads.size());
   const int64_t batch = q.dim(0), rows = k_rows.dim(1), d_qk = k_rows.dim(2), d_v = v_rows.dim(2);
+  int64_t keys = 0;  // of all heads
+  for (const std::vector<Store>& stores : heads)
+    for (const Store& store : stores) {
+      const Range range = store.part.keys_of(position % store.part.view.residues, position);
+      keys += range.end - range.begin;
+    }
+  constexpr int64_t kWorthThreads = int64_t{1} << 18;  // multiply-adds that take longer than waking threads
+  const bool parallel = batch * keys * (d_qk + d_v) >= kWorthThreads;
   dispatch_f32_f64(q.dtype(), "DecodeCache", [&]<class T>() {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (parallel)
     for (int64_t bh = 0; bh < batch * n_heads; ++bh) {
       const int64_t b = bh / n_heads, h = bh % n_heads;
       const T *k = k_rows.data<T>() + b * rows * d_qk, *v = v_rows.data<T>() + b * rows * d_v;

@@ -31,7 +31,8 @@ TEST_CASE("metrics: a step has the documented fields, an evaluation its own") {
                               .grad_norm = 3.0,
                               .step_ms = 4.0,
                               .tokens_per_s = 6000.0,
-                              .memory_bytes = 7});
+                              .memory_bytes = 7,
+                              .slower_than_dense = true});
     metrics.write(EvalMetrics{1, "valid", "ema", 2.5, 100});
   }
   std::istringstream lines(read_file(path));
@@ -39,13 +40,14 @@ TEST_CASE("metrics: a step has the documented fields, an evaluation its own") {
   std::getline(lines, first);
   std::getline(lines, second);
   const auto step = nlohmann::json::parse(first);
-  CHECK(step.size() == 12);
+  CHECK(step.size() == 13);
   for (const char* key : {"step", "samples", "tokens", "loss_nats", "bits_per_dim", "lr", "grad_norm", "loss_scale",
-                          "step_ms", "tokens_per_s", "mfu", "memory_bytes"})
+                          "step_ms", "tokens_per_s", "mfu", "memory_bytes", "slower_than_dense"})
     CHECK_MESSAGE(step.contains(key), key);
   CHECK(step["bits_per_dim"].get<double>() == doctest::Approx(1.4426950408889634));
   CHECK(step["loss_scale"] == 1);
   CHECK(step["mfu"].is_null());
+  CHECK(step["slower_than_dense"] == true);
   const auto evaluation = nlohmann::json::parse(second);
   CHECK(evaluation["eval"] == "valid");
   CHECK(evaluation["bits_per_dim"] == 2.5);

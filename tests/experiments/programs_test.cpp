@@ -103,6 +103,26 @@ void expect(const Strings& command, int code, std::string_view message) {
   CHECK_MESSAGE(contains(code == 0 ? outcome.out : outcome.err, message), "expected: " << std::string(message));
 }
 
+TEST_CASE("train: attention that is slower than dense is said once, and in the metrics") {
+  const TemporaryFolder folder;
+  write_text(folder);
+  const std::string eight_times_dense = "attention=longnet(w=64:64:64:64:64:64:64:64, r=1:1:1:1:1:1:1:1)";
+  const Outcome slow = run(tiny_train(folder, "slow", {"--set", eight_times_dense}));
+  const Outcome dense = run(tiny_train(folder, "dense", {"--set", "attention=dense"}));
+  CAPTURE(slow.out);
+  const std::string warning = "warning: at n_ctx = 64 this attention is slower than dense";
+  CHECK(contains(slow.out, warning));
+  CHECK(slow.out.find(warning) == slow.out.rfind(warning));
+  CHECK_FALSE(contains(dense.out, "slower than dense"));
+  for (const char* out : {"slow", "dense"}) {
+    std::istringstream lines(read_file(folder.path() / out / "metrics.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto json = nlohmann::json::parse(line);
+      if (!json.contains("eval")) CHECK(json.at("slower_than_dense") == (out == std::string("slow")));
+    }
+  }
+}
+
 TEST_CASE("programs: help and version are answers, not errors") {
   for (const std::string& program : {kEnwik8, kCifar10}) {
     expect({program, "--help"}, 0, "Exit codes: 0 done");

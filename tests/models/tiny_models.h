@@ -24,6 +24,7 @@ inline const std::vector<std::string> kPatterns{
     "dense, local(window=3) + fixed_summary(stride=7, c=1)",
     "local(window=3) + global(n=2), dilated(window=3, dilation=4)",
     "longnet(w=4:12, r=1:3)",
+    "longnet(w=4:12, r=1:3) + local(window=5) + global(n=2) | dilated(window=3, dilation=2)",
 };
 
 inline ModelConfig tiny_config(const std::string& attention) {

@@ -42,6 +42,10 @@ Pairs listed(const Pattern& pattern, int64_t n) {
         pairs.insert({i, i - back * p->dilation});
     if (const auto* p = pattern.get_if<Global>())
       for (int64_t j = 0; j < p->n && j <= i; ++j) pairs.insert({i, j});
+    if (const auto* p = pattern.get_if<AnyBand>())
+      for (int64_t start = p->from - 1 + i % p->residues; start <= i; start += p->period)
+        for (int64_t j = start; j < start + p->width && j <= i; ++j)
+          if (j > i - p->window && j >= i - i % p->segment && j < p->key_end) pairs.insert({i, j});
     if (const auto* p = pattern.get_if<LongNet>())
       for (size_t k = 0; k < p->w.size(); ++k) {
         int64_t start = 0;
@@ -107,6 +111,14 @@ TEST_CASE("pattern: the view lists exactly the keys of the predicate, as often a
       for_each_key(parts, i, [&](int64_t j) { ++visits.at(static_cast<size_t>(j)); });
       for (int64_t j = 0; j < n; ++j) RC_ASSERT(visits[static_cast<size_t>(j)] == multiplicity(patterns, i, j));
     }
+
+    for (const Pattern& pattern : patterns)
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+          int64_t count = 0;
+          for (const View& view : pattern.views()) count += view.has(i, j);
+          RC_ASSERT(count == pattern.multiplicity(i, j));
+        }
 
     for (const Part& part : parts) {
       int64_t queries = 0;
@@ -212,6 +224,9 @@ TEST_CASE("pattern: text round trip") {
         "local(window=8) + global(n=2), dilated(window=4, dilation=3), longnet(w=4:16, r=1:4)"})
     CHECK(to_string(parse_attention(text)) == text);
 
+  CHECK(to_string(parse_attention(std::string_view("densely", 5))) == "dense");  // the text ends where the view does
+  CHECK(to_string(parse_attention(std::string_view("dense  ", 5))) == "dense");
+
   const AttentionPattern parsed =
       parse_attention("\tfixed_summary( c=8 ,stride=16 )+dense( ) |\n local(window = 3),dense");
   CHECK(parsed == AttentionPattern{{{{{FixedSummary{16, 8}, Dense{}}, {Local{3}}}}, {{{Dense{}}}}}});
@@ -267,6 +282,7 @@ TEST_CASE("pattern: a mistake in the text is named") {
 
 TEST_CASE("pattern: constructing one checks its fields") {
   CHECK(message_of<UsageError>([] { Pattern(Column{0}); }) == "column: stride must be at least 1, got 0");
+  Pattern(Dilated{kLargestField / 2, 2});  // the largest window * dilation
   CHECK(message_of<UsageError>([] { Pattern(Local{}); }) == "local: window must be at least 1, got 0");
   CHECK(message_of<UsageError>([] { Pattern(LongNet{}); }) == "longnet: w must have at least one number, got none");
   CHECK(message_of<UsageError>([] {
@@ -320,6 +336,11 @@ TEST_CASE("pattern: a key of LongNet counts once for each of its segments, and m
   CHECK(multiplicity({longnet}, 6, 5) == 1);
   CHECK(multiplicity({longnet}, 6, 2) == 1);
   CHECK(multiplicity({longnet}, 6, 3) == 0);
+  CHECK(longnet(6, 2));
+  CHECK_FALSE(longnet(6, 3));
+  CHECK(Pattern(longnet)(6, 2));
+  CHECK_FALSE(Pattern(longnet)(6, 3));
+  CHECK(multiplicity({longnet, LongNet{{2, 2, 2}, {1, 1, 1}}}, 6, 6) == 2);
   CHECK(multiplicity({Dense{}, longnet, Local{4}}, 6, 4) == 2);
   CHECK(multiplicity({Dense{}, longnet, Local{4}}, 6, 3) == 1);
 }

@@ -203,7 +203,10 @@ std::vector<Case> chosen_cases() {
           {1, 1300, 1, 8, 8, layer("longnet(w=64:512, r=1:8)")},
           {1, 1301, 1, 8, 8, layer("longnet(w=300:1000, r=3:5)")},
           {1, 1301, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=270)")},
-          {1, 1100, 1, 8, 8, layer("fixed_block(stride=300) + global(n=280) + column(stride=30)")}};
+          {1, 1100, 1, 8, 8, layer("fixed_block(stride=300) + global(n=280) + column(stride=30)")},
+          {1, 650, 1, 8, 8, layer("longnet(w=60:300, r=1:5) + longnet(w=100:100, r=1:2)")},  // the first one's counts
+          {1, 300, 1, 256, 40, layer("local(window=130) + column(stride=9)")},  // the widest heads
+          {2, 190, 2, 80, 256, layer("fixed_block(stride=60) + fixed_summary(stride=60, c=8, sub_blocks=2)")}};
 }
 
 }  // namespace
@@ -243,6 +246,21 @@ TEST_CASE_TEMPLATE("sparse_attention: bf16 and f16 are rounded only where they a
   }));
 }
 
+TEST_CASE_TEMPLATE("sparse_attention: long sequences equal f64 dense attention under the mask", T, float, bf16, f16) {
+  const auto random_case = rc::gen::exec([] {
+    const int64_t n_heads = *rc::gen::inRange(1, 4);
+    return Case{*rc::gen::inRange(1, 3),  *rc::gen::inRange(300, 1500), n_heads,
+                *rc::gen::inRange(1, 70), *rc::gen::inRange(1, 70),     random_layer(500, n_heads)};
+  });
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    const Case c = random_case(rc::Random(seed), 100).value();
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    CAPTURE(c.n);
+    CHECK(is_exact<T>(c));
+  }
+  CHECK(is_exact<T>({1, 3001, 1, 8, 8, layer("local(window=57) + column(stride=55) + global(n=7)")}));
+}
+
 TEST_CASE("sparse_attention: every instruction set gives the answer") {
   const std::vector<Case> cases = chosen_cases();
   std::vector<std::string> used;
@@ -269,7 +287,8 @@ TEST_CASE("sparse_attention: every instruction set gives the answer") {
 TEST_CASE("sparse_attention: gradients match finite differences") {
   for (const char* text : {"dense", "local(window=3)", "column(stride=3)", "fixed_block(stride=4)",
                            "fixed_summary(stride=4, c=1, sub_blocks=2)", "local(window=2) + column(stride=3)",
-                           "fixed_block(stride=4) | fixed_summary(stride=4, c=2)"}) {
+                           "fixed_block(stride=4) | fixed_summary(stride=4, c=2)", "dilated(window=2, dilation=3)",
+                           "global(n=3)", "longnet(w=4:9, r=1:3)", "longnet(w=4:6, r=1:2) + global(n=2)"}) {
     CAPTURE(text);
     const Case c{2, 9, 2, 3, 2, layer(text)};
     const Inputs<double> in(c);
@@ -279,44 +298,53 @@ TEST_CASE("sparse_attention: gradients match finite differences") {
   }
 }
 
-TEST_CASE("sparse_attention: the same bits for any number of threads") {
+TEST_CASE_TEMPLATE("sparse_attention: the same bits for any number of threads and any run", T, float, bf16, double) {
   const int threads = omp_get_max_threads();
+  const auto same = [](const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+  };
   for (const Case& c : chosen_cases()) {
     CAPTURE(to_string(AttentionPattern{{c.pattern}}));
     omp_set_num_threads(1);
-    const Result<float> one = run<float>(c);
-    for (const int count : {2, 3}) {
+    const Result<T> one = run<T>(c);
+    for (const int count : {2, 3, 2}) {
       omp_set_num_threads(count);
-      const Result<float> several = run<float>(c);
-      CHECK(std::memcmp(one.o.data(), several.o.data(), one.o.size() * sizeof(float)) == 0);
-      CHECK(std::memcmp(one.dq.data(), several.dq.data(), one.dq.size() * sizeof(float)) == 0);
-      CHECK(std::memcmp(one.dk.data(), several.dk.data(), one.dk.size() * sizeof(float)) == 0);
-      CHECK(std::memcmp(one.dv.data(), several.dv.data(), one.dv.size() * sizeof(float)) == 0);
+      const Result<T> several = run<T>(c);
+      CHECK(same(one.o, several.o));
+      CHECK(same(one.dq, several.dq));
+      CHECK(same(one.dk, several.dk));
+      CHECK(same(one.dv, several.dv));
     }
   }
   omp_set_num_threads(threads);
 }
 
-TEST_CASE_TEMPLATE("sparse_attention: a query without keys gives zeros, lse = -inf and no gradient", T, float, double) {
-  const int64_t n = 70, d = 4, without = 48;  // rows 0..47 come before the first summary column
-  const Case c{1, n, 1, d, d, layer("fixed_summary(stride=64, c=16)")};
-  const Result<T> r = run<T>(c);
-  for (int64_t x = 0; x < without * d; ++x) {
-    CHECK(r.o[x] == 0);
-    CHECK(r.dq[x] == 0);
-  }
-  for (int64_t x = 0; x < n * d; ++x) {
-    CHECK(std::isfinite(r.dk[x]));
-    CHECK(std::isfinite(r.dv[x]));
-    if (x < without * d) CHECK(r.dv[x] == 0);  // nobody looks at them
-  }
-  CHECK(r.o[without * d] != 0);
+TEST_CASE_TEMPLATE("sparse_attention: a query without keys gives zeros, lse = -inf and no gradient", T, float, double,
+                   bf16, f16) {
+  using Statistic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  for (const int64_t n : {5, 48, 70, 700}) {  // rows 0..47 come before the first summary column; with n = 5, all rows
+    const int64_t d = 4, without = std::min<int64_t>(n, 48);
+    CAPTURE(n);
+    const Case c{1, n, 1, d, d, layer("fixed_summary(stride=64, c=16)")};
+    const Result<T> r = run<T>(c);
+    const auto zero = [](T x) { return static_cast<double>(x) == 0; };
+    for (int64_t x = 0; x < n * d; ++x) {
+      if (x < without * d) CHECK((zero(r.o[x]) && zero(r.dq[x]) && zero(r.dk[x]) && zero(r.dv[x])));
+      for (const std::vector<T>* gradient : {&r.dq, &r.dk, &r.dv})
+        CHECK(std::isfinite(static_cast<double>((*gradient)[x])));
+    }
+    if (n > without) CHECK(!zero(r.o[without * d]));
 
-  const Inputs<T> in(c);
-  const AttentionSaved saved{from_vector(in.q, {1, n, d}), from_vector(in.k, {1, n, d}), from_vector(in.v, {1, n, d}),
-                             empty({1, n, d}, dtype_of<T>), empty({1, 1, n}, dtype_of<T>)};
-  cpu::attention_forward(current_stream(kCpu), {1, n, 1, d, d, {parts_of(c.pattern.for_head(0))}}, saved);
-  for (int64_t i = 0; i < n; ++i) CHECK(std::isinf(saved.lse.template data<T>()[i]) == (i < without));
+    const Inputs<T> in(c);
+    const AttentionSaved saved{from_vector(in.q, {1, n, d}), from_vector(in.k, {1, n, d}),
+                               from_vector(in.v, {1, n, d}), empty({1, n, d}, dtype_of<T>),
+                               empty({1, 1, n}, dtype_of<Statistic>)};
+    cpu::attention_forward(current_stream(kCpu), {1, n, 1, d, d, {parts_of(c.pattern.for_head(0))}}, saved);
+    for (int64_t i = 0; i < n; ++i) {
+      const Statistic lse = saved.lse.template data<Statistic>()[i];
+      CHECK((i < without ? lse == -std::numeric_limits<Statistic>::infinity() : std::isfinite(lse)));
+    }
+  }
 }
 
 TEST_CASE("sparse_attention: a later token changes nothing before it") {
