@@ -1,6 +1,8 @@
 #include "autograd/parameters.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numbers>
 
 #include "core/parallel.h"
 #include "core/rng.h"
@@ -18,6 +20,20 @@ void initialize(const ParameterSpec& spec, int64_t index, const Rng& rng, T* dat
     for (int64_t e = begin; e < end; ++e)
       data[e] = static_cast<T>(spec.init_std > 0.0 ? spec.init_std * rng.normal({.op = index}, e) : spec.init_value);
   });
+}
+
+template <class T>
+void initialize_waves(const ParameterSpec& spec, int64_t index, const Rng& rng, T* data) {
+  const int64_t rows = spec.shape.dim(0), columns = spec.shape.dim(1);
+  const double slowest = std::numbers::pi / static_cast<double>(rows);
+  const double fastest = std::min(std::numbers::pi, 32.0 * slowest);
+  for (int64_t j = 0; j < columns; ++j) {
+    const double w = slowest * std::pow(fastest / slowest, rng.uniform({.op = index}, 2 * j));
+    const double phase = 2.0 * std::numbers::pi * rng.uniform({.op = index}, 2 * j + 1);
+    for (int64_t r = 0; r < rows; ++r)
+      data[r * columns + j] =
+          static_cast<T>(spec.init_std * std::numbers::sqrt2 * std::cos(w * static_cast<double>(r) + phase));
+  }
 }
 
 }  // namespace
@@ -45,7 +61,11 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
     Entry& entry = entries_[i];
     entry.variable = Variable(values_.view(entry.offset, entry.shape), gradients_.view(entry.offset, entry.shape));
     dispatch_f32_f64(dtype, "Parameters", [&]<class T>() {
-      initialize(specs[i], static_cast<int64_t>(i), rng, host.data<T>() + entry.offset);
+      T* const data = host.data<T>() + entry.offset;
+      if (specs[i].waves)
+        initialize_waves(specs[i], static_cast<int64_t>(i), rng, data);
+      else
+        initialize(specs[i], static_cast<int64_t>(i), rng, data);
     });
   }
   if (device != kCpu) copy(host, values_);

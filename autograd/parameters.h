@@ -10,10 +10,11 @@ namespace lacuna {
 
 /// A parameter before it exists.
 struct ParameterSpec {
-  std::string name;          // documented name, as in a checkpoint: blocks.0.attention.q.weight
+  std::string name;  // documented name, as in a checkpoint: blocks.0.attention.q.weight
   Shape shape;
-  double init_std = 0.0;     // standard deviation of its normal initialization; 0: filled with init_value
+  double init_std = 0.0;  // standard deviation of its normal initialization; 0: filled with init_value
   double init_value = 0.0;
+  bool waves = false;  // of a table [rows, columns] with init_std: each column a cosine over the rows
 };
 
 /// Values and gradients of all parameters, each in one flat buffer, with a Variable on each piece. Pieces begin at
@@ -28,6 +29,9 @@ class Parameters {
   };
 
   /// Allocates and initializes: normal numbers of purpose init at op = index of the spec, rounded to `dtype`.
+  ///
+  /// Waves make rows near each other alike: x[r, j] = init_std sqrt(2) cos(w_j r + phase_j), phase uniform, w
+  /// log-uniform from half a period over all rows to 16 periods, at most half a period from a row to the next.
   Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
 
   const std::vector<Entry>& entries() const { return entries_; }

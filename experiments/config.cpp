@@ -59,6 +59,20 @@ ConfigKey text(std::string name, OnResume on_resume, std::string help, Get get, 
           }};
 }
 
+// A field of two values, by their words.
+template <class Value, class Field>
+ConfigKey choice(std::string name, OnResume on_resume, std::string help, std::string first_word,
+                 std::string second_word, Value first, Value second, Field field) {
+  return text(
+      std::move(name), on_resume, concat(help, first_word, " or ", second_word),
+      [=](const ExperimentConfig& c) { return field(c) == first ? first_word : second_word; },
+      [=](ExperimentConfig& c, const std::string& s) {
+        check_usage(s == first_word || s == second_word, "must be ", first_word, " or ", second_word, ", got \"", s,
+                    "\"", suggestion(s, {first_word, second_word}));
+        field(c) = s == first_word ? first : second;
+      });
+}
+
 std::vector<ConfigKey> make_keys() {
   const auto refuse = OnResume::refuse, continue_with = OnResume::continue_with, ignore = OnResume::ignore;
   std::vector<ConfigKey> keys;
@@ -98,14 +112,15 @@ std::vector<ConfigKey> make_keys() {
       "model.attention", refuse, "e.g. \"column(stride=96), local(window=96)\"; + merges, | splits heads",
       [](const ExperimentConfig& c) { return to_string(c.model.attention); },
       [](ExperimentConfig& c, const std::string& s) { c.model.attention = parse_attention(s); }));
-  keys.push_back(text(
-      "model.init", refuse, "released_code or paper",
-      [](const ExperimentConfig& c) { return c.model.init == InitConvention::paper ? "paper" : "released_code"; },
-      [](ExperimentConfig& c, const std::string& s) {
-        check_usage(s == "paper" || s == "released_code", "must be released_code or paper, got \"", s, "\"",
-                    suggestion(s, {"released_code", "paper"}));
-        c.model.init = s == "paper" ? InitConvention::paper : InitConvention::released_code;
-      }));
+  keys.push_back(choice(
+      "model.init", refuse, "", "released_code", "paper", InitConvention::released_code, InitConvention::paper,
+      [](auto& c) -> auto& { return c.model.init; }));
+  keys.push_back(choice(
+      "model.embedding_init", refuse, "token and position tables: ", "normal", "waves", EmbeddingInit::normal,
+      EmbeddingInit::waves, [](auto& c) -> auto& { return c.model.embedding_init; }));
+  keys.push_back(real(
+      "model.embedding_std", refuse, 0.0, 100.0, "of the initial token vectors; 0: as init says",
+      [](auto& c) -> auto& { return c.model.embedding_std; }));
   keys.push_back({"model.recompute", "keep one tensor per block and recompute the block in backward", ignore,
                   [](const ExperimentConfig& c) -> ConfigValue { return c.model.recompute; },
                   [](ExperimentConfig& c, const ConfigValue& value) { c.model.recompute = std::get<bool>(value); }});

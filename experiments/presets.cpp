@@ -45,19 +45,22 @@ TrainConfig cifar10_paper() {
           .sample_count = 16};
 }
 
-// In minutes a model does not find from learned positions which of 3072 bytes to look at, so half of the heads see only
-// the last bytes: without them, three million bytes seen end above 6.5 bits per dim, with them near 5. The input at
-// position i is byte i - 1, so column 95 brings the pixel above: byte i - 96.
+// Laptop: what a model can learn in about five minutes. Half of the heads see only the last bytes, and the tables begin
+// as waves, from which it is quick to find which of 3072 bytes to look at. After 300 steps of one image on validation:
+// waves and narrow heads 5.44 bits per dim, waves without narrow heads 5.71, small normal numbers with narrow heads
+// 5.84. The input at position i is byte i - 1, so column 95 brings the pixel above: byte i - 96.
 
 ModelConfig cifar10_laptop(const std::string& far_heads) {
   return {.n_ctx = 3072,
           .d_model = 128,
-          .n_layers = 4,
+          .n_layers = 2,
           .n_heads = 4,
           .d_qk = 64,
           .d_ff = 256,
           .position_extents = {32, 32, 3},
           .attention = parse_attention("local(window=2) | local(window=4) | " + far_heads),
+          .embedding_init = EmbeddingInit::waves,
+          .embedding_std = 1.0f,
           .recompute = false};
 }
 
@@ -65,8 +68,8 @@ constexpr const char* kStridedHeads = "local(window=96) | column(stride=95)";
 constexpr const char* kFixedHeads = "fixed_block(stride=96) | fixed_block(stride=96) + fixed_summary(stride=96, c=16)";
 constexpr const char* kDenseHeads = "dense | dense";
 
-TrainConfig cifar10_laptop_recipe() {
-  return {.steps = 3000,
+TrainConfig cifar10_laptop_recipe(int64_t steps) {
+  return {.steps = steps,
           .batch = 1,
           .lr = 4e-3,
           .warmup_steps = 100,
@@ -175,10 +178,13 @@ TrainConfig music_paper() { return {.steps = 100'000, .batch = 8, .micro_batch =
 std::vector<Preset> make_presets() {
   return {
       preset("cifar10", "laptop", "narrow and strided heads, minutes on two CPU cores", cifar10_laptop(kStridedHeads),
-             cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-strided", "the same as laptop", cifar10_laptop(kStridedHeads), cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-fixed", "narrow and fixed heads", cifar10_laptop(kFixedHeads), cifar10_laptop_recipe()),
-      preset("cifar10", "laptop-dense", "narrow and dense heads", cifar10_laptop(kDenseHeads), cifar10_laptop_recipe()),
+             cifar10_laptop_recipe(6000)),
+      preset("cifar10", "laptop-strided", "the same as laptop", cifar10_laptop(kStridedHeads),
+             cifar10_laptop_recipe(6000)),
+      preset("cifar10", "laptop-fixed", "narrow and fixed heads", cifar10_laptop(kFixedHeads),
+             cifar10_laptop_recipe(6000)),
+      preset("cifar10", "laptop-dense", "narrow and dense heads", cifar10_laptop(kDenseHeads),
+             cifar10_laptop_recipe(2500)),
       preset("cifar10", "cifar10-59m-strided", "Table 1: 2.80 bits per dim", cifar10_59m(kStrided96), cifar10_paper()),
       preset("cifar10", "cifar10-59m-fixed", "Table 2: 2.85 bits per dim", cifar10_59m(kFixed128TwoHeads),
              cifar10_paper()),

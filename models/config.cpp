@@ -12,6 +12,7 @@ namespace {
 
 // Random numbers address a tensor by 16 bits, so a model has at most 2^16 of them: 16 per layer, and 13 others.
 constexpr int64_t kMaxLayers = 4095, kMaxPositionTables = 8;
+constexpr float kMaxStd = 100.0f;
 constexpr int64_t kMaxWidth = int64_t{1} << 20, kMaxContext = int64_t{1} << 31;  // no size overflows 63 bits
 
 void check_range(const char* field, int64_t value, int64_t least, int64_t most) {
@@ -40,6 +41,8 @@ std::string shortest(float value) {
 class Entries {
  public:
   explicit Entries(const std::map<std::string, std::string>& strings) : rest_(strings) {}
+
+  bool has(const std::string& name) const { return rest_.contains(name); }
 
   std::string text(const std::string& name) {
     const auto found = rest_.find(name);
@@ -112,6 +115,8 @@ void validate(const ModelConfig& config) {
               "model config: d_qk must be a multiple of n_heads = ", config.n_heads, ", got ", config.qk_width());
   check_usage(config.dropout >= 0.0f && config.dropout < 1.0f, "model config: dropout must be in [0, 1), got ",
               config.dropout);
+  check_usage(config.embedding_std >= 0.0f && config.embedding_std <= kMaxStd,
+              "model config: embedding_std must be in [0, ", kMaxStd, "], got ", config.embedding_std);
 
   const std::vector<int64_t>& extents = config.position_extents;
   check_usage(!extents.empty() && extents.size() <= size_t{kMaxPositionTables},
@@ -140,6 +145,8 @@ std::map<std::string, std::string> to_strings(const ModelConfig& config) {
           {"position_extents", join(config.position_extents)},
           {"attention", to_string(config.attention)},
           {"init", config.init == InitConvention::paper ? "paper" : "released_code"},
+          {"embedding_init", config.embedding_init == EmbeddingInit::waves ? "waves" : "normal"},
+          {"embedding_std", shortest(config.embedding_std)},
           {"recompute", config.recompute ? "true" : "false"}};
 }
 
@@ -158,6 +165,10 @@ ModelConfig model_config_from_strings(const std::map<std::string, std::string>& 
   config.attention = parse_attention(entries.text("attention"));
   config.init =
       entries.choice("init", "released_code", "paper") == 0 ? InitConvention::released_code : InitConvention::paper;
+  if (entries.has("embedding_init"))
+    config.embedding_init =
+        entries.choice("embedding_init", "normal", "waves") == 0 ? EmbeddingInit::normal : EmbeddingInit::waves;
+  if (entries.has("embedding_std")) config.embedding_std = entries.real("embedding_std");
   config.recompute = entries.choice("recompute", "true", "false") == 0;
   entries.check_empty();
   return config;

@@ -20,6 +20,7 @@ struct InitStd {
     const auto d = static_cast<double>(config.d_model);
     const auto n_emb = static_cast<double>(config.position_extents.size());
     token = convention == InitConvention::paper ? 0.125 / std::sqrt(d) : 0.01;
+    if (config.embedding_std > 0.0f) token = static_cast<double>(config.embedding_std);
     position = token / std::sqrt(n_emb);
     residual = 1.0 / std::sqrt(2.0 * static_cast<double>(config.n_layers));
   }
@@ -58,6 +59,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
   random("embedding.token", {config.n_vocab, d}, init_std.token);
   for (size_t i = 0; i < config.position_extents.size(); ++i)
     random(concat("embedding.position.", i), {config.position_extents[i], d}, init_std.position);
+  for (ParameterSpec& table : specs) table.waves = config.embedding_init == EmbeddingInit::waves;
   random("embedding.start", {d}, init_std.token);
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string block = concat("blocks.", layer, '.');
