@@ -15,6 +15,8 @@ TEST_CASE("model config: as strings and back for every pattern") {
     ModelConfig config = tiny_config(attention);
     config.dropout = 0.1f;
     config.init = InitConvention::paper;
+    config.embedding_init = EmbeddingInit::waves;
+    config.embedding_std = 0.3f;
     config.recompute = false;
     const ModelConfig back = model_config_from_strings(to_strings(config));
     CHECK(to_strings(back) == to_strings(config));
@@ -29,8 +31,19 @@ TEST_CASE("model config: as strings and back for every pattern") {
     CHECK(back.position_extents == std::vector<int64_t>{5, 5});
     CHECK(back.attention == config.attention);
     CHECK(back.init == InitConvention::paper);
+    CHECK(back.embedding_init == EmbeddingInit::waves);
+    CHECK(back.embedding_std == 0.3f);
     CHECK_FALSE(back.recompute);
   }
+}
+
+TEST_CASE("model config: files that know no embedding_init have the convention's tables") {
+  auto strings = to_strings(tiny_config("dense"));
+  strings.erase("embedding_init");
+  strings.erase("embedding_std");
+  const ModelConfig config = model_config_from_strings(strings);
+  CHECK(config.embedding_init == EmbeddingInit::normal);
+  CHECK(config.embedding_std == 0.0f);
 }
 
 TEST_CASE("model config: widths of zero are written resolved") {

@@ -116,6 +116,29 @@ TEST_CASE("sparse_transformer: initial weights have the mean and deviation of ei
   }
 }
 
+TEST_CASE("sparse_transformer: tables that begin as waves have their deviation, and neighbouring rows alike") {
+  ModelConfig config = image_config(32, 2, 64, 2, 96);
+  config.embedding_init = EmbeddingInit::waves;
+  config.embedding_std = 0.5f;
+  const SparseTransformer model(config, /*seed=*/3);
+  for (const auto& [name, std] : {std::pair("embedding.token", 0.5), {"embedding.position.0", 0.5 / std::sqrt(3.0)}}) {
+    CAPTURE(name);
+    const Tensor& table = model.parameters()[name].value();
+    const std::vector<double> x = elements(table);
+    const int64_t rows = table.dim(0), d = table.dim(1);
+    double squares = 0.0, steps = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) squares += x[i] * x[i];
+    for (size_t i = 0; i + static_cast<size_t>(d) < x.size(); ++i)
+      steps += (x[i + static_cast<size_t>(d)] - x[i]) * (x[i + static_cast<size_t>(d)] - x[i]);
+    const double variance = squares / static_cast<double>(rows * d), step = steps / static_cast<double>((rows - 1) * d);
+    CHECK(std::sqrt(variance) == doctest::Approx(std).epsilon(0.15));  // 64 columns of random phases
+    CHECK(step < 2.0 * variance);                                        // of independent rows it is 2 variances
+    if (rows == 256) CHECK(step < 0.2 * variance);
+  }
+  const std::vector<double> start = elements(model.parameters()["embedding.start"].value());
+  CHECK(std::any_of(start.begin(), start.end(), [](double v) { return v != 0.0; }));
+}
+
 TEST_CASE("sparse_transformer: the first loss is 8 bits per dim") {
   ModelConfig config = tiny_config("local(window=4) + column(stride=4)");
   config.n_vocab = 256;
