@@ -10,7 +10,7 @@
 namespace lacuna {
 
 /// Any band that a view can describe, as a pattern that somebody might add. The fields are those of View; the keys of
-/// group 0 begin at `from` - 1.
+/// group 0 begin at `from` - 1. random_band() gives groups no key in common, as views must.
 struct AnyBand {
   int64_t residues = 1, from = 1, period = 1, width = 1;
   int64_t window = kLargestField, segment = kLargestField, key_end = kLargestField;
@@ -40,8 +40,8 @@ inline AnyBand random_band(int64_t largest) {
   AnyBand p;
   p.residues = *rc::gen::inRange<int64_t>(1, 7);
   p.from = *rc::gen::inRange<int64_t>(1, 9);
-  p.width = *rc::gen::inRange<int64_t>(1, 5);
-  p.period = p.width + *rc::gen::inRange<int64_t>(0, 9);
+  p.width = p.residues == 1 ? *rc::gen::inRange<int64_t>(1, 5) : 1;
+  p.period = p.residues == 1 ? p.width + *rc::gen::inRange<int64_t>(0, 9) : p.residues * *rc::gen::inRange<int64_t>(1, 4);
   p.window = rarely();
   p.segment = rarely();
   p.key_end = rarely();
