@@ -90,9 +90,11 @@ Measured measure_training_step(const ModelConfig& config, const TrainingSetup& s
 }
 
 TEST_CASE("cost: predicted bytes are those that a training step takes") {
-  for (const auto& [recompute, dtype] : {std::pair(true, DType::f32), {false, DType::f32}, {false, DType::bf16}})
+  for (const auto& setting : {std::pair(true, DType::f32), {false, DType::f32}, {false, DType::bf16}})
     for (const float dropout : {0.0f, 0.25f})
       for (const int64_t n_vocab : {16, 256}) {  // the peak is in a block, or in the loss
+        const bool recompute = setting.first;  // names of their own, as CAPTURE's lambda takes no structured binding
+        const DType dtype = setting.second;
         ModelConfig config = tiny_config("local(window=16) + column(stride=8)");
         config.n_vocab = n_vocab;
         config.n_ctx = 128;

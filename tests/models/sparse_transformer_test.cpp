@@ -121,7 +121,11 @@ TEST_CASE("sparse_transformer: tables that begin as waves have their deviation, 
   config.embedding_init = EmbeddingInit::waves;
   config.embedding_std = 0.5f;
   const SparseTransformer model(config, /*seed=*/3);
-  for (const auto& [name, std] : {std::pair("embedding.token", 0.5), {"embedding.position.0", 0.5 / std::sqrt(3.0)}}) {
+  const std::vector<std::pair<std::string, double>> expected{{"embedding.token", 0.5},
+                                                             {"embedding.position.0", 0.5 / std::sqrt(3.0)}};
+  for (const auto& named_std : expected) {
+    const std::string& name = named_std.first;
+    const double std = named_std.second;
     CAPTURE(name);
     const Tensor& table = model.parameters()[name].value();
     const std::vector<double> x = elements(table);
