@@ -23,7 +23,7 @@ add_compile_definitions($<$<CONFIG:Debug>:_GLIBCXX_ASSERTIONS>)  # checks operat
 set(LACUNA_SANITIZE "" CACHE STRING "Sanitizers, e.g. address,undefined")
 if(LACUNA_SANITIZE)
   add_compile_options(
-    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LACUNA_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>)
+    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LACUNA_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all>")
   add_link_options(-fsanitize=${LACUNA_SANITIZE})
 endif()
 
