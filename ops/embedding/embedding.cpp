@@ -19,8 +19,9 @@ Variable embedding(const Tensor& tokens, const Variable& token, const std::vecto
   check(start.shape() == Shape{d_model}, "embedding: start must be ", Shape{d_model}, " like the rows of token, got ",
         start.shape());
   check_same_dtype_and_device("embedding", {token, start});
-  check(accumulation_dtype(dtype.value_or(token.dtype())) == token.dtype(), "embedding: tables for h of ", *dtype,
-        " must be ", accumulation_dtype(*dtype), ", got ", token.dtype());
+  const DType h_dtype = dtype.value_or(token.dtype());
+  check(accumulation_dtype(h_dtype) == token.dtype(), "embedding: tables for h of ", h_dtype, " must be ",
+        accumulation_dtype(h_dtype), ", got ", token.dtype());
   int64_t places = 1;  // that the tables tell apart
   for (const Variable& table : position) {
     check(table.shape().rank() == 2 && table.dim(0) >= 1 && table.dim(1) == d_model,
@@ -41,7 +42,7 @@ Variable embedding(const Tensor& tokens, const Variable& token, const std::vecto
   }
   inputs.push_back(start);
 
-  Tensor h = empty({tokens.dim(0), n_ctx, d_model}, dtype.value_or(token.dtype()), token.device());
+  Tensor h = empty({tokens.dim(0), n_ctx, d_model}, h_dtype, token.device());
   LACUNA_DISPATCH(token.device(), embedding_forward, tokens, token.value(), tables, start.value(), h);
 
   std::vector<Tensor> values;  // of the inputs, for the shapes of their gradients
