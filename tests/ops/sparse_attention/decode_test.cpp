@@ -93,7 +93,8 @@ TEST_CASE("DecodeCache: one pattern keeps exactly the positions in reach") {
     const int64_t rows = DecodeCache::rows_of(pattern, 1, n), needed = most_in_reach(head, n);
     RC_LOG() << to_string(AttentionPattern{{pattern}}) << " n " << n;
     RC_ASSERT(needed <= rows);
-    RC_ASSERT(rows < needed + rings);
+    if (!head.front().get_if<AnyBand>())  // its key_end may leave rows of a window unused
+      RC_ASSERT(rows < needed + rings);
   }));
 }
 
