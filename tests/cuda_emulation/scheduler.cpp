@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "tests/cuda_emulation/async_units.h"
 #include "tests/cuda_emulation/sanitizers.h"
 
 namespace lacuna::emulation {
@@ -94,6 +95,8 @@ void Block::prepare(uint3 index) {
 }
 
 void Block::clean_up() {
+  if (units_) units_->finish(&end_);
+  units_.reset();
   std::free(info_.dynamic_shared);
   for (const StaticShared& variable : static_shared_) std::free(variable.memory);
   static_shared_.clear();
@@ -103,8 +106,29 @@ void Block::clean_up() {
   }
 }
 
+AsyncUnits& Block::units() {
+  if (!units_)
+    units_ = std::make_unique<AsyncUnits>(*this, info_.dynamic_shared, info_.dynamic_shared_bytes, warps_.size());
+  return *units_;
+}
+
+/// Performs one copy of the copy unit; false when there is none.
+bool Block::perform_copy() {
+  const size_t count = units_ ? units_->copies.under_way() : 0;
+  if (count == 0) return false;
+  switch (schedule_.order) {
+    case Schedule::Order::forward: units_->copies.perform(0); break;
+    case Schedule::Order::reverse: units_->copies.perform(count - 1); break;
+    case Schedule::Order::random: units_->copies.perform(random_() % count); break;
+  }
+  return true;
+}
+
+/// The thread to run next. Copies of the copy unit arrive when nothing else can happen, in random order also before.
 DeviceThread* Block::next() {
-  if (ready_.empty()) return nullptr;
+  if (units_ && schedule_.order == Schedule::Order::random && random_() % 8 == 0) perform_copy();
+  while (ready_.empty())
+    if (!perform_copy()) return nullptr;
   if (schedule_.order == Schedule::Order::random) std::swap(ready_.front(), ready_[random_() % ready_.size()]);
   const bool last = schedule_.order == Schedule::Order::reverse;
   const unsigned thread = last ? ready_.back() : ready_.front();
@@ -138,7 +162,7 @@ void Block::exit_thread() {
     const Unobserved unobserved;
     leave_meetings(me);
   }
-  DeviceThread* other = next();
+  DeviceThread* other = live_ > 0 ? next() : nullptr;
   if (!other && live_ > 0) report_deadlock();
   current_ = other;
   this_thread = other;
@@ -150,6 +174,7 @@ void Block::exit_thread() {
 void Block::leave_meetings(DeviceThread& me) {
   if (!me.copies.copies.empty())
     fail(Location::here(), "a thread exits before the cp.async copies that it began were waited for");
+  if (units_) units_->products[me.warp].check_idle();
   me.exited = true;
   --live_;
   WarpState& warp = warps_[me.warp];

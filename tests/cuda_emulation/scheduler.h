@@ -56,6 +56,8 @@ struct Barrier {
   std::vector<std::pair<unsigned, Location>> places;  // of each warp that has arrived
 };
 
+struct AsyncUnits;
+
 /// Runs the blocks of a grid one after the other, on the OS thread that calls `run`.
 class Block {
  public:
@@ -77,6 +79,9 @@ class Block {
   void sync_warp(uint32_t mask, Location where);
   int sync_barrier(int id, int threads, Reduction reduction, int value, bool wait, Location where);
 
+  /// The units of sm_90 beside the threads; a block that never asks for them has none.
+  AsyncUnits& units();
+
   void* static_shared(const void* key, size_t bytes, size_t alignment);
   bool owns(const void* p, size_t bytes) const;
 
@@ -91,6 +96,7 @@ class Block {
   };
 
   DeviceThread* next();
+  bool perform_copy();
   void exit_thread();
   void leave_meetings(DeviceThread& thread);
   void finish_collective(unsigned number, Collective& collective, int last_lane);
@@ -107,6 +113,7 @@ class Block {
   std::vector<WarpState> warps_;
   std::array<Barrier, Barrier::kCount> barriers_;
   std::vector<StaticShared> static_shared_;
+  std::unique_ptr<AsyncUnits> units_;
   std::deque<unsigned> ready_;
   int live_ = 0;
   DeviceThread* current_ = nullptr;
