@@ -1,5 +1,5 @@
-// Every operation on the emulated GPU against the f64 loops of the CPU: as accurate as the CPU's f32 loop, plus one
-// rounding to the dtype of the result.
+// Every operation on the emulated GPU, or on a real one, against the f64 loops of the CPU: as accurate as the CPU's f32
+// loop, plus one rounding to the dtype of the result.
 
 #include <limits>
 
@@ -18,9 +18,7 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::f32, DType::bf16, DType::f16};
 
-double unit_roundoff(DType dtype) {
-  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-24;
-}
+double unit_roundoff(DType dtype) { return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-24; }
 
 std::vector<Tensor> to_device(const std::vector<Tensor>& tensors, Device device) {
   std::vector<Tensor> moved;
@@ -43,7 +41,8 @@ void expect_right_on_gpu(const Function& fn, std::vector<Tensor> inputs, size_t 
   for (size_t i = 0; i < inputs.size(); ++i)
     on_gpu.push_back(lacuna::to_dtype(inputs[i], i < activations ? dtype : DType::f32));
   const std::vector<Tensor> gpu = to_device(
-      value_and_gradients(fn, to_device(on_gpu, kCuda), lacuna::to_device(lacuna::to_dtype(dy, dy_dtype), kCuda)), kCpu);
+      value_and_gradients(fn, to_device(on_gpu, kCuda), lacuna::to_device(lacuna::to_dtype(dy, dy_dtype), kCuda)),
+      kCpu);
   const std::vector<Tensor> plain =
       value_and_gradients(fn, to_dtype(inputs, DType::f32), lacuna::to_dtype(dy, DType::f32));
   const std::vector<Tensor> exact = value_and_gradients(fn, inputs, dy);
@@ -112,7 +111,8 @@ TEST_CASE("gpu: the gradient of a weight is added to its buffer in f32") {
     backward(linear(Variable(to_device(x, kCuda)), weight), to_device(dy, kCuda));
 
     const Tensor exact = to_dtype(before, DType::f64);
-    const std::vector<double> a = to_vector<double>(to_dtype(dy, DType::f64)), b = to_vector<double>(to_dtype(x, DType::f64));
+    const std::vector<double> a = to_vector<double>(to_dtype(dy, DType::f64)),
+                              b = to_vector<double>(to_dtype(x, DType::f64));
     for (int64_t i = 0; i < 3; ++i)
       for (int64_t j = 0; j < 7; ++j)
         for (int64_t r = 0; r < 5; ++r)
@@ -128,8 +128,7 @@ TEST_CASE("gpu: dropout draws the mask of the CPU, bit for bit") {
       CAPTURE(concat(shape, ' ', dtype));
       const Tensor x = random_tensor(shape, dtype, 1), dy = random_tensor(shape, dtype, 2);
       const auto fn = [&](const auto& in) { return dropout(in[0], 0.3f, 9, run); };
-      const std::vector<Tensor> on_cpu =
-          value_and_gradients(fn, {to_dtype(x, DType::f32)}, to_dtype(dy, DType::f32));
+      const std::vector<Tensor> on_cpu = value_and_gradients(fn, {to_dtype(x, DType::f32)}, to_dtype(dy, DType::f32));
       const std::vector<Tensor> on_gpu = value_and_gradients(fn, {to_device(x, kCuda)}, to_device(dy, kCuda));
       expect_same_bits(to_device(on_gpu, kCpu), to_dtype(on_cpu, dtype));
     }
@@ -142,8 +141,8 @@ TEST_CASE("gpu: softmax_cross_entropy, its gradient in the memory of the logits"
       const auto fn = [&](const auto& in) {
         return softmax_cross_entropy(in[0], lacuna::to_device(targets, in[0].device()));
       };
-      expect_right_on_gpu(fn, {random_tensor({rows, n_vocab}, DType::f64, 1, 5.0)}, 1, full({}, DType::f64, 0.75), dtype,
-                          20.0);
+      expect_right_on_gpu(fn, {random_tensor({rows, n_vocab}, DType::f64, 1, 5.0)}, 1, full({}, DType::f64, 0.75),
+                          dtype, 20.0);
     }
   // 1000 apart: only exp(z - max) does not overflow.
   const Tensor z = from_vector<float>({1000.0f, 0.0f}, {1, 2}), target = from_vector<uint8_t>({1}, {1});
@@ -184,7 +183,8 @@ TEST_CASE("gpu: the same bits in every run") {
 TEST_CASE("gpu: mixed devices and dtypes are refused") {
   const Variable on_cpu(zeros({2, 4}, DType::f32)), on_gpu(zeros({2, 4}, DType::f32, kCuda));
   expect_error("add: all inputs must be alike, got f32 on cpu and f32 on cuda:0", [&] { on_cpu + on_gpu; });
-  expect_error("linear: parameters must be f32 on cuda:0 for x of f32, got f32 on cpu", [&] { linear(on_gpu, on_cpu); });
+  expect_error("linear: parameters must be f32 on cuda:0 for x of f32, got f32 on cpu",
+               [&] { linear(on_gpu, on_cpu); });
   expect_error("gelu: on a GPU dtype must be f32, bf16 or f16, got f64",
                [] { gelu(Variable(zeros({2}, DType::f64, kCuda))); });
   const Variable halves(zeros({2, 4}, DType::bf16, kCuda)), gain(zeros({4}, DType::f16, kCuda));

@@ -1,4 +1,4 @@
-// The training step as the programs run it, on the emulated GPU against the CPU.
+// The training step as the programs run it, on the emulated GPU, or on a real one, against the CPU.
 
 #include <numeric>
 
@@ -6,7 +6,7 @@
 #include "models/sparse_transformer.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
-#include "tests/cuda_emulation/runtime_emulated.h"
+#include "tests/cuda_emulation/gpu_memory.h"
 #include "tests/support/tensors.h"
 
 namespace lacuna::test {
@@ -24,7 +24,8 @@ ModelConfig tiny_model() {
   config.n_heads = 2;
   config.dropout = 0.2f;
   config.recompute = true;
-  config.attention = parse_attention("local(window=6) | column(stride=6), fixed_block(stride=6) + fixed_summary(stride=6, c=2)");
+  config.attention =
+      parse_attention("local(window=6) | column(stride=6), fixed_block(stride=6) + fixed_summary(stride=6, c=2)");
   return config;
 }
 
@@ -123,10 +124,10 @@ TEST_CASE("gpu training: in bf16 and f16 as near to f64 as the CPU's") {
 
 TEST_CASE("gpu training: the same bits in every run and without a graph; nothing stays in the device's memory") {
   synchronize(kCuda);  // frees of what came before
-  const int64_t before = emulation::bytes_in_use();
+  const int64_t before = gpu_bytes_in_use();
   const Result again = train(DType::f32, kCuda);
   synchronize(kCuda);
-  CHECK(emulation::bytes_in_use() == before);
+  CHECK(gpu_bytes_in_use() == before);
   CHECK(same_bits(on_gpu().values, again.values));
 
   const Result without = train(DType::f32, kCuda, /*waits=*/true);
