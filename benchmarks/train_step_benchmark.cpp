@@ -2,13 +2,16 @@
 // weights), and of the same model trained by PyTorch.
 //
 //   train_step_benchmark [--seconds=10] [--runs=5] [--python=python3] [--weights=FOLDER] [NAME...]
+//   train_step_benchmark --device=cuda --dtype=bf16 --batch=12 --recompute=auto --text=FILE --json
+//   imagenet64/imagenet64-152m
 //
 // A NAME is one of kRivals or a preset, as enwik8/laptop or imagenet64/imagenet64-152m; presets run one micro-batch.
+// A step is that of the programs: on a GPU one CUDA graph, whose loss is read while the next step runs.
 // Every case has a process of its own, so that its resident memory is its own, and prints the best and the median of
 // many short steps. After the case `rival`, PyTorch trains the weights and tokens that it ended with: both print their
-// loss on them. Its attention is dense under the mask: a softmax between two products, scaled_dot_product_attention,
-// and that through torch.compile. "elsewhere" is the time that other processes took of the CPUs meanwhile: above a few
-// percent the row says more about them.
+// loss on them (on the CPU; scripts/gpu_check has its rivals of a GPU). Its attention is dense under the mask: a
+// softmax between two products, scaled_dot_product_attention, and that through torch.compile. "elsewhere" is the time
+// that other processes took of the CPUs meanwhile: above a few percent the row says more about them.
 
 #include <fmt/core.h>
 #include <omp.h>
@@ -19,21 +22,26 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
-#include "benchmarks/timing.h"
 #include "core/archive.h"
 #include "core/file.h"
 #include "core/rng.h"
+#include "experiments/device_step.h"
 #include "experiments/environment.h"
+#include "experiments/parse.h"
 #include "experiments/presets.h"
+#include "models/cost.h"
 #include "models/sparse_transformer.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
@@ -50,7 +58,10 @@ struct Options {
   int64_t runs = 5;
   std::string python = std::getenv("PYTHON") ? std::getenv("PYTHON") : "python3";
   std::vector<std::string> pytorch{"products", "sdpa", "compile"};  // its ways to run the rival
-  fs::path weights;
+  std::string device = "cpu", dtype = "f32", recompute = "preset";
+  int64_t batch = 0;
+  bool json = false;
+  fs::path weights, text;
   std::vector<std::string> names{"rival",
                                  "rival-recompute",
                                  "rival-dense",
@@ -88,52 +99,116 @@ Case find_case(const std::string& name) {
   check_usage(slash != std::string::npos, "train_step_benchmark: '", name,
               "' must be rival, rival-recompute, rival-dense or PROGRAM/PRESET");
   const ExperimentConfig& config = find_preset(name.substr(0, slash), name.substr(slash + 1)).config;
-  return {config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch, config.model};
+  const int64_t micro_batch = config.train.micro_batch > 0 ? config.train.micro_batch : config.train.batch;
+  return {micro_batch, config.model};
 }
 
 // --- One case, in a process of its own
 
-Tensor random_tokens(int64_t batch, int64_t n_ctx) {
-  const Tensor tokens = empty(Shape{batch, n_ctx}, DType::u8);
+/// Random bytes, the same for every step; or, of a text, what comes next in it.
+Tensor tokens_of(const std::string& text, int64_t step, const Shape& shape) {
+  const Tensor tokens = empty(shape, DType::u8);
   const Rng rng(1, RandomPurpose::test);
-  for (int64_t i = 0; i < tokens.numel(); ++i) tokens.data<uint8_t>()[i] = rng.bits({}, i).word[0] & 0xffu;
+  const auto size = static_cast<int64_t>(text.size());
+  for (int64_t i = 0; i < tokens.numel(); ++i)
+    tokens.data<uint8_t>()[i] = text.empty() ? static_cast<uint8_t>(rng.bits({}, i).word[0])
+                                             : static_cast<uint8_t>(text[(step * tokens.numel() + i) % size]);
   return tokens;
+}
+
+bool recomputes(const Case& c, const Options& options, DType dtype, Device device) {
+  if (options.recompute == "preset") return c.model.recompute;
+  if (options.recompute != "auto") return options.recompute == "true";
+  if (device == kCpu) return false;
+  ModelConfig keeping = c.model;
+  keeping.recompute = false;
+  const auto bytes = training_bytes(keeping, {.batch = c.batch, .dtype = dtype});
+  return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}) > gpu::properties(device).memory_bytes / 10 * 9;
 }
 
 void write_model(const fs::path& folder, const SparseTransformer& model, const Tensor& tokens) {
   fs::create_directories(folder);
   std::vector<NamedTensor> weights;
   for (const Parameters::Entry& entry : model.parameters().entries())
-    weights.push_back({entry.name, entry.variable.value()});
+    weights.push_back({entry.name, to_device(entry.variable.value(), kCpu)});
   write_archive(folder / "model.safetensors", weights, to_strings(model.config()));
   write_file(folder / "tokens.bin", {reinterpret_cast<const char*>(tokens.raw()), static_cast<size_t>(tokens.bytes())});
 }
 
 /// Prints what benchmarks/pytorch/train_step.py --json prints, by the same names.
-void measure(const Case& c, const Options& options, const fs::path& weights) {
-  const SparseTransformer model(c.model, /*seed=*/1);
-  Adam adam(model.parameters(), {});
-  Ema ema(model.parameters(), 0.999);
-  const Tensor tokens = random_tokens(c.batch, c.model.n_ctx);
+void measure(const std::string& name, Case c, const Options& options, const fs::path& weights) {
+  using Clock = std::chrono::steady_clock;
+  const DType dtype = parse_dtype(options.dtype);
+  const Device device = choose_device(options.device, dtype);
+  const std::string text = options.text.empty() ? "" : read_file(options.text);
+  c.model.recompute = recomputes(c, options, dtype, device);
+  const Shape shape{c.batch, c.model.n_ctx};
+  const SparseTransformer model(c.model, /*seed=*/1, dtype, device);
+  const Parameters& parameters = model.parameters();
+  Adam adam(parameters, {});
+  Ema ema(parameters, 0.999);
+  BatchQueue batches(device, [&](int64_t step) { return tokens_of(text, step, shape); });
+  StepRunner runner(device, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  NumberQueue numbers(device);
 
-  Run run{.training = true, .seed = 1};
-  const Timing timing = time_runs(
-      [&] {
-        model.parameters().clear_gradients();
-        backward(model.loss(tokens, run));
-        adam.step(1e-4, clip_scale(global_gradient_norm(model.parameters()), 1.0));
-        ema.update();
-        ++run.step;
-      },
-      options.seconds, options.runs);
+  std::vector<double> losses, times_ms;
+  Clock::time_point last = Clock::now();
+  const auto take = [&] {
+    losses.push_back(numbers.pop()->front());
+    const Clock::time_point now = Clock::now();
+    times_ms.push_back(1e3 * std::chrono::duration<double>(now - last).count());
+    last = now;
+  };
+  // The first steps are not timed: on a GPU they choose algorithms, and make the graph.
+  const int64_t warm_up = device == kCpu ? 1 : 3;
+  const Clock::time_point start = Clock::now();
+  const auto elapsed_s = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  for (Run run{.training = true, .seed = 1}; run.step < warm_up + options.runs || elapsed_s() < options.seconds;
+       ++run.step) {
+    const Tensor tokens = batches.get(run.step);
+    Tensor report;
+    const auto enqueue = [&] {
+      report = empty({1}, DType::f64, device);
+      parameters.clear_gradients();
+      const Variable loss = model.loss(tokens, run);
+      copy(loss.value(), report.view(0, {}));
+      backward(loss);
+      adam.step({.lr = 1e-4, .sum_of_squares = gradient_sum_of_squares(parameters), .max_norm = 1.0, .ema = &ema});
+    };
+    runner.run(enqueue, [&] {
+      adam.set_steps(run.step);
+      ema.set_updates(run.step);
+    });
+    numbers.push(report);
+    batches.prefetch_next();
+    if (device == kCpu || numbers.size() > 1) take();
+  }
+  while (numbers.size() > 0) take();
+
+  const Tensor tokens = tokens_of(text, /*step=*/0, shape);
   const GradientMode off(false);
-  const json result{{"tokens", tokens.numel()},
-                    {"best_ms", timing.best_s * 1e3},
-                    {"median_ms", timing.median_s * 1e3},
-                    {"steps", timing.runs},
-                    {"peak_tensor_bytes", Allocator::of(kCpu).stats().total_peak},
-                    {"loss_nats", model.loss(tokens, {}).value().data<float>()[0]}};
-  fmt::print("{}\n", result.dump());
+  const double loss_nats = item(model.loss(to_device(tokens, device), {}).value());
+  times_ms.erase(times_ms.begin(), times_ms.begin() + warm_up);
+  std::sort(times_ms.begin(), times_ms.end());
+  const ComputeCost cost = compute_cost(c.model);
+  fmt::print("{}\n", json{{"name", name},
+                          {"device", describe(device)},
+                          {"dtype", options.dtype},
+                          {"batch", c.batch},
+                          {"n_ctx", c.model.n_ctx},
+                          {"d_model", c.model.d_model},
+                          {"n_layers", c.model.n_layers},
+                          {"recompute", c.model.recompute},
+                          {"parameters", cost.parameters},
+                          {"model_flops", 3.0 * cost.forward() * static_cast<double>(c.batch)},
+                          {"tokens", tokens.numel()},
+                          {"best_ms", times_ms.front()},
+                          {"median_ms", times_ms[times_ms.size() / 2]},
+                          {"steps", times_ms.size()},
+                          {"peak_tensor_bytes", Allocator::of(device).stats().total_peak},
+                          {"losses_nats", losses},
+                          {"loss_nats", loss_nats}}
+                         .dump());
   if (!weights.empty()) write_model(weights, model, tokens);
 }
 
@@ -206,9 +281,10 @@ void print_row(const std::string& name, const Child& child, const std::string& n
   std::fflush(stdout);
 }
 
-std::string describe(const Case& c) {
-  return fmt::format("n = {}, d = {}, {} layers, batch {}{}", c.model.n_ctx, c.model.d_model, c.model.n_layers, c.batch,
-                     c.model.recompute ? ", recompute" : "");
+std::string describe_case(const json& c) {
+  return fmt::format("n = {}, d = {}, {} layers, batch {}{}", c["n_ctx"].get<int64_t>(), c["d_model"].get<int64_t>(),
+                     c["n_layers"].get<int64_t>(), c["batch"].get<int64_t>(),
+                     c["recompute"].get<bool>() ? ", recompute" : "");
 }
 
 /// PyTorch on the weights and tokens in `folder`, in each of its ways to compute the same.
@@ -260,22 +336,33 @@ void measure_pytorch(const Options& options, const fs::path& folder, const json&
 
 void run(const Options& options) {
   std::vector<Case> cases;
-  for (const std::string& name : options.names) cases.push_back(find_case(name));
-  fmt::print("{}, {}, f32\n", version(), cpu_description());
-  fmt::print("{:<44} {:>8} {:>8} {:>9} {:>9} {:>5} {:>8} {:>8} {:>9}\n", "training step", "tokens/s", "median",
-             "best ms", "median", "runs", "resident", "tensors", "elsewhere");
+  for (const std::string& name : options.names) {
+    cases.push_back(find_case(name));
+    if (options.batch > 0) cases.back().batch = options.batch;
+  }
+  if (!options.json) {
+    fmt::print("{}, {}, {}\n", version(), options.device == "cpu" ? cpu_description() : options.device, options.dtype);
+    fmt::print("{:<44} {:>8} {:>8} {:>9} {:>9} {:>5} {:>8} {:>8} {:>9}\n", "training step", "tokens/s", "median",
+               "best ms", "median", "runs", "resident", "tensors", "elsewhere");
+  }
   for (size_t i = 0; i < cases.size(); ++i) {
-    const bool rival = options.names[i] == "rival";
+    const bool rival = options.names[i] == "rival" && options.device == "cpu" && !options.json;
     std::string scratch = fs::temp_directory_path() / "lacuna-rival-XXXXXX";
     if (rival && options.weights.empty()) check(::mkdtemp(scratch.data()) != nullptr, "no folder ", scratch);
-    const fs::path folder = rival ? options.weights.empty() ? fs::path(scratch) : options.weights : fs::path();
-    const Child child = in_child([&] { measure(cases[i], options, folder); });
-    print_row(options.names[i], child, describe(cases[i]));
+    const fs::path folder = rival && options.weights.empty() ? fs::path(scratch) : options.weights;
+    const Child child = in_child([&] { measure(options.names[i], cases[i], options, folder); });
+    if (options.json) {
+      fmt::print("{}\n", child.result.dump());
+      std::fflush(stdout);
+      continue;
+    }
+    print_row(options.names[i], child, describe_case(child.result));
     if (!rival) continue;
     measure_pytorch(options, folder, child.result);
     if (options.weights.empty()) fs::remove_all(folder);
   }
-  fmt::print("resident: MiB of the whole process at most; tensors: MiB that its tensors held at most\n");
+  if (!options.json)
+    fmt::print("resident: MiB of the whole process at most; tensors: MiB that its tensors held at most\n");
 }
 
 }  // namespace
@@ -283,7 +370,6 @@ void run(const Options& options) {
 int main(int argc, char** argv) {
   CLI::App app("Tokens per second and memory of a training step, beside PyTorch's");
   Options options;
-  std::string weights;
   app.add_option("--seconds", options.seconds, "time for each case")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
@@ -295,10 +381,22 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"products", "sdpa", "compile"}))
       ->delimiter(',')
       ->allow_extra_args(false);
-  app.add_option("--weights", weights, "folder to keep the weights and tokens of the case rival in");
+  app.add_option("--weights", options.weights, "folder to keep the weights and tokens of the last case in");
+  app.add_option("--device", options.device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--dtype", options.dtype, "of activations")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--batch", options.batch, "sequences in a step (default: the preset's micro-batch)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--recompute", options.recompute, "preset, true, false, or auto: where memory would not do otherwise")
+      ->check(CLI::IsMember({"preset", "true", "false", "auto"}))
+      ->capture_default_str();
+  app.add_option("--text", options.text, "train on the bytes of this file, in order (default: random bytes)");
+  app.add_flag("--json", options.json, "one line of JSON for each case");
   app.add_option("NAME", options.names, "rival, rival-recompute, rival-dense, PROGRAM/PRESET");
   CLI11_PARSE(app, argc, argv);
-  options.weights = weights;
   try {
     run(options);
   } catch (const UsageError& error) {
