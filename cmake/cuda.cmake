@@ -68,6 +68,10 @@ else()
   target_compile_definitions(lacuna_cuda INTERFACE LACUNA_HAS_CUDA=1)
   target_include_directories(lacuna_cuda SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(lacuna_cuda INTERFACE CUDA::cudart_static ${CMAKE_DL_LIBS})
+  # Programs look for libraries beside themselves first, and so do the libraries they load: scripts/gpu_bundle puts them
+  # there. Only RPATH, not the newer RUNPATH, also holds for libraries of libraries.
+  set(CMAKE_BUILD_RPATH "$ORIGIN/../lib")
+  add_link_options(LINKER:--disable-new-dtags)
   list(JOIN CMAKE_CUDA_ARCHITECTURES ", " architectures)
   set(LACUNA_CUDA_REPORT "nvcc ${CUDAToolkit_VERSION} (${CMAKE_CUDA_COMPILER}) for ${architectures}")
   set(LACUNA_CUDA ON)

@@ -1,0 +1,208 @@
+"""scripts/gpu_check and gpu_bundle with stages and a build of our own: time limits, results of cut-off runs, the table."""
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import io
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import unittest.mock
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.dont_write_bytecode = True
+
+
+def load(name):
+    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "scripts" / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+gpu_check, gpu_bundle = load("gpu_check"), load("gpu_bundle")
+
+
+def fake(name, code, limit_s=20):
+    """A stage whose command is a Python program; each line of JSON that it prints is a row."""
+
+    def run(check, result):
+        for row in check.rows([sys.executable, "-u", "-c", code]):
+            result.add(row)
+    return gpu_check.Stage(name, limit_s, "a stage of this test", run)
+
+
+class Stages(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.out = Path(folder.name)
+
+    def run_main(self, *stages, arguments=()):
+        """Exit code, output and the results by stage."""
+        output = io.StringIO()
+        handler = signal.getsignal(signal.SIGTERM)
+        with unittest.mock.patch.object(sys, "argv", ["gpu_check", "--out", str(self.out), *arguments]), \
+                contextlib.redirect_stdout(output):
+            code = gpu_check.main(stages)
+        signal.signal(signal.SIGTERM, handler)
+        return code, output.getvalue(), {path.stem: json.loads(path.read_text()) for path in self.out.glob("*.json")}
+
+    def test_passes(self):
+        code, output, results = self.run_main(fake("one", "print('{\"a\": 1}'); print('no JSON'); print('{\"a\": 2}')"))
+        self.assertEqual(code, 0)
+        self.assertEqual(results["one"]["status"], "passed")
+        self.assertEqual(results["one"]["rows"], [{"a": 1}, {"a": 2}])
+        self.assertRegex(output, "one +passed")
+
+    def test_failure_names_code_and_message_and_later_stages_run(self):
+        code, output, results = self.run_main(fake("bad", "import sys; sys.exit('no such kernel')"), fake("good", "pass"))
+        self.assertEqual(code, 1)
+        self.assertEqual(results["bad"]["status"], "failed")
+        self.assertIn("exit code 1: no such kernel", results["bad"]["reason"])
+        self.assertEqual(results["good"]["status"], "passed")
+        self.assertIn("no such kernel", output)
+
+    def test_time_limit_ends_the_command_and_its_children_and_keeps_rows(self):
+        child = self.out / "child"
+        program = (f"import subprocess, time; print('{{\"a\": 1}}'); p = subprocess.Popen(['sleep', '600']); "
+                   f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(600)")
+        code, _, results = self.run_main(fake("slow", program, limit_s=4), fake("next", "pass"))
+        self.assertEqual(code, 1)
+        self.assertIn("not done after", results["slow"]["reason"])
+        self.assertEqual(results["slow"]["rows"], [{"a": 1}])
+        self.assertEqual(results["next"]["status"], "passed")
+        for _ in range(100):  # until the system has buried it
+            state = Path(f"/proc/{child.read_text()}/stat")
+            if not state.exists() or state.read_text().split()[2] == "Z":
+                break
+            time.sleep(0.1)
+        else:
+            self.fail("a child of the command lives on")
+
+    def test_budget_is_for_all_stages(self):
+        code, _, results = self.run_main(fake("first", "import time; time.sleep(600)"), fake("second", "pass"),
+                                         arguments=["--budget", "3"])
+        self.assertEqual(code, 1)
+        self.assertIn("not done after", results["first"]["reason"])
+        self.assertEqual(results["second"]["reason"], "no time left")
+
+    def test_stage_that_cannot_run_is_skipped(self):
+        def run(check, result):
+            raise gpu_check.Skipped("no such tool")
+        code, _, results = self.run_main(gpu_check.Stage("skips", 9, "", run))
+        self.assertEqual((code, results["skips"]["status"], results["skips"]["reason"]), (0, "skipped", "no such tool"))
+
+    def test_unexpected_output_fails_the_stage_alone(self):
+        def run(check, result):
+            result.add(next(check.rows([sys.executable, "-c", "print('{}')"]))["missing"])
+        code, _, results = self.run_main(gpu_check.Stage("odd", 9, "", run), fake("next", "pass"))
+        self.assertEqual((code, results["odd"]["reason"], results["next"]["status"]), (1, "KeyError: 'missing'", "passed"))
+
+    def run_in_process(self, sent):
+        """Sends a signal when the stage has its first row; returns its result then and at the end."""
+        program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_check_test as t; "
+                   f"sys.argv = ['gpu_check', '--out', {str(self.out)!r}]; "
+                   "sys.exit(t.gpu_check.main([t.fake('long', \"print('{}'); import time; time.sleep(600)\", 300)]))")
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+        result = self.out / "long.json"
+        while not result.exists() or not json.loads(result.read_text())["rows"]:
+            self.assertIsNone(process.poll())
+            time.sleep(0.1)
+        before = json.loads(result.read_text())
+        process.send_signal(sent)
+        return before, process.wait(), json.loads(result.read_text())
+
+    def test_results_are_there_when_killed(self):
+        before, _, after = self.run_in_process(signal.SIGKILL)
+        self.assertEqual(before["status"], "running")
+        self.assertEqual(after["rows"], [{}])
+        self.assertEqual(after["status"], "running")
+
+    def test_interrupted_run_says_so(self):
+        _, code, after = self.run_in_process(signal.SIGTERM)
+        self.assertEqual((code, after["status"], after["reason"]), (1, "failed", "interrupted"))
+
+    def test_no_build_is_the_reason_of_every_stage_that_needs_one(self):
+        with unittest.mock.patch.object(gpu_check, "find_build", lambda given: None), \
+                unittest.mock.patch.object(gpu_check, "gpu_name", lambda: ""):
+            code, _, results = self.run_main(*gpu_check.STAGES)
+        self.assertEqual(code, 1)
+        self.assertEqual(results["build"]["reason"], "nvidia-smi names no GPU to build for")
+        for stage in ("device", "tests", "kernels", "training", "text", "sampling"):
+            self.assertIn("there is no build with CUDA", results[stage]["reason"])
+
+    def test_usage(self):
+        for arguments in (["--stage", "nothing"], ["--build", str(self.out)], ["--budget", "long"]):
+            with self.assertRaises(SystemExit) as exit, contextlib.redirect_stderr(io.StringIO()):
+                self.run_main(*gpu_check.STAGES, arguments=arguments)
+            self.assertEqual(exit.exception.code, 2)
+
+
+class Table(unittest.TestCase):
+    STAGES = ["device", "kernels", "training", "pytorch"]
+
+    def lines(self, **results):
+        with tempfile.TemporaryDirectory() as folder:
+            for stage, result in results.items():
+                (Path(folder) / f"{stage}.json").write_text(json.dumps(result))
+            return "\n".join(gpu_check.summary_lines(Path(folder), self.STAGES))
+
+    def test_judges_against_the_goals(self):
+        def kernel(which, tflops):
+            return {"name": f"attention/dense-width-128/{which}", "us": 9.0, "roofline": 0.5, "useful_tflops": tflops,
+                    "gb_per_s": 1.0, "useful_flops": 1.0}
+        text = self.lines(device={"status": "passed", "machine": {"device": "NVIDIA H200", "copy_gb_per_s": 4300}},
+                          kernels={"status": "passed", "rows": [kernel("forward", 560), kernel("backward", 249)]})
+        self.assertRegex(text, r"dense-width-128/forward +560 TF +300 +560 +reaches the target  9 us, 50% of the roofline")
+        self.assertRegex(text, r"dense-width-128/backward +249 TF +250 +450 +BELOW")
+        self.assertIn("training not run", text)
+        self.assertNotIn("another GPU", text)
+
+    def test_says_when_the_goals_are_of_another_gpu(self):
+        self.assertIn("another GPU", self.lines(device={"machine": {"device": "NVIDIA H100 80GB HBM3"}}))
+
+    def test_fastest_rival_counts(self):
+        row = {"name": "enwik8/enwik8-95m-fixed", "pytorch": "2.11"}
+        text = self.lines(pytorch={"rows": [{**row, "attention_kernel": "slow", "ours_is_faster": 3.0},
+                                            {**row, "attention_kernel": "quick", "ours_is_faster": 1.5},
+                                            {**row, "way": "absent", "failed": "out of memory"}]})
+        self.assertRegex(text, r"against PyTorch: enwik8/enwik8-95m-fixed +1.5 x +1.25 +1.8 +accepted +2.11, quick")
+        self.assertNotIn("slow", text)
+
+    def test_broken_result_is_no_result(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "device.json").write_text("{")
+            self.assertIn("device not run", "\n".join(gpu_check.summary_lines(Path(folder), self.STAGES)))
+
+
+class Bundle(unittest.TestCase):
+    def refusal(self, cache):
+        with tempfile.TemporaryDirectory() as folder:
+            if cache is not None:
+                (Path(folder) / "CMakeCache.txt").write_text(cache)
+            with self.assertRaises(gpu_bundle.Failure) as failure:
+                gpu_bundle.check_build(Path(folder))
+            return str(failure.exception)
+
+    def test_refuses_what_is_no_build_with_cuda(self):
+        self.assertIn("is no build folder", self.refusal(None))
+        self.assertIn("LACUNA_CUDA=OFF", self.refusal("LACUNA_CUDA:STRING=OFF\nLACUNA_NVCC_WORKS:INTERNAL=ON\n"))
+        self.assertIn("for the CPU alone", self.refusal("LACUNA_CUDA:STRING=AUTO\n"))
+        self.assertIn("LACUNA_TESTS=OFF", self.refusal("LACUNA_CUDA:STRING=ON\nLACUNA_NVCC_WORKS:INTERNAL=ON\nLACUNA_TESTS:BOOL=OFF\n"))
+
+    def test_packs_no_c_library_and_nothing_of_cuda(self):
+        for name in ("libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "libpthread.so.0"):
+            self.assertTrue(gpu_bundle.C_LIBRARY.match(name), name)
+        for name in ("libcrypto.so.3", "libdnnl.so.2", "libstdc++.so.6", "libmagic.so.1"):
+            self.assertFalse(gpu_bundle.C_LIBRARY.match(name) or gpu_bundle.CUDA.match(name), name)
+        self.assertTrue(gpu_bundle.CUDA.match("libcublasLt.so.13"))
+
+
+if __name__ == "__main__":
+    unittest.main()
