@@ -27,11 +27,6 @@ void write_all(int fd, std::string_view text) {
   }
 }
 
-int terminal_columns() {
-  winsize size{};
-  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
-}
-
 bool is_set(const char* variable) {
   const char* value = std::getenv(variable);
   return value && *value;
@@ -39,10 +34,13 @@ bool is_set(const char* variable) {
 
 }  // namespace
 
-Console::Console() {
+Terminal standard_output() {
   const char* term = std::getenv("TERM");
-  terminal_ = ::isatty(STDOUT_FILENO) == 1 && !(term && std::string_view(term) == "dumb");
-  color_ = terminal_ && !is_set("NO_COLOR");
+  Terminal out;
+  out.is_terminal = ::isatty(STDOUT_FILENO) == 1 && !(term && std::string_view(term) == "dumb");
+  out.color = out.is_terminal && !is_set("NO_COLOR");
+  if (winsize size{}; ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) out.columns = size.ws_col;
+  return out;
 }
 
 Console::~Console() {
@@ -77,20 +75,21 @@ void Console::print(std::string_view text) {
 void Console::progress(std::string_view what, int64_t done, int64_t total, std::string_view details) {
   const auto now = std::chrono::steady_clock::now();
   const bool first = last_what_ != what;
-  if (!first && now - last_progress_ < (terminal_ ? std::chrono::milliseconds(kBarInterval) : kLineInterval)) return;
+  if (!first && now - last_progress_ < (is_terminal() ? std::chrono::milliseconds(kBarInterval) : kLineInterval))
+    return;
   last_what_ = what;
   last_progress_ = now;
   const std::string counts = fmt::format("{} {}/{}", what, done, total);
-  if (!terminal_) {
+  if (!is_terminal()) {
     print(fmt::format("{}  {}", counts, details));
     return;
   }
-  const int width = std::clamp(terminal_columns() - static_cast<int>(counts.size() + details.size()) - 6, 0, 40);
+  const int width = std::clamp(standard_output().columns - static_cast<int>(counts.size() + details.size()) - 6, 0, 40);
   const int filled = total > 0 ? static_cast<int>(width * std::min(done, total) / total) : 0;
   std::string bar;
   for (int i = 0; i < width; ++i) bar += i < filled ? "━" : "─";
-  write_all(STDOUT_FILENO, fmt::format("\r\033[K{} {}{}{}  {}", counts, color_ ? "\033[36m" : "", bar,
-                                       color_ ? "\033[0m" : "", details));
+  write_all(STDOUT_FILENO, fmt::format("\r\033[K{} {}{}{}  {}", counts, terminal_.color ? "\033[36m" : "", bar,
+                                       terminal_.color ? "\033[0m" : "", details));
   bar_shown_ = true;
 }
 

@@ -15,16 +15,19 @@ namespace {
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 
 constexpr const char* kHelp =
-    "patterns: which positions attend to which, proved and counted\n\n"
+    "patterns: which positions attend to which, proved, counted and drawn\n\n"
     "Usage: patterns <command> [PATTERN] [flags]\n\n"
     "Commands\n"
     "  check   prove that a pattern is causal, has no empty row, reaches everything, and is what kernels compute\n"
     "  cost    keys per query, arithmetic, bytes and tiles\n"
+    "  draw    pictures: PNG, SVG or text; without a pattern figure 3 of the paper\n"
     "\nA pattern is written as in configurations: + merges, | splits heads, a comma interleaves layers.\n"
     "\nExamples\n"
     "  patterns check \"local(window=128), column(stride=128)\" --n 12288\n"
     "  patterns check --preset enwik8-95m-fixed\n"
     "  patterns cost \"fixed_block(stride=128) + fixed_summary(stride=128, c=32)\" --n 12288 --tiles 32x32,128x128\n"
+    "  patterns draw --out figure3.svg\n"
+    "  patterns draw \"local(window=8) + global(n=2)\" --n 64\n"
     "\npatterns <command> --help lists the flags of a command.\n"
     "Exit codes: 0 done, nothing violated; 1 a claim is violated; 2 misuse.\n";
 
@@ -81,6 +84,8 @@ std::vector<TileSize> parse_tiles(const std::string& text) {
 }
 
 struct RawFlags {
+  std::vector<std::string> drawn, out;
+  std::string query, columns, layer;
   std::string pattern, preset, n, heads, tiles = "16x16,32x32,64x64,128x128", layers, head, by = "auto", d_qk, d_v,
                                          dtype;
 };
@@ -120,11 +125,69 @@ void read_pattern(const RawFlags& raw, PatternOptions& o) {
   }
 }
 
+/// The files of `draw`. Returns how many positions all of them can show.
+int64_t read_files(const std::vector<std::string>& names, PatternOptions& o) {
+  int64_t most = names.empty() ? kMostDrawnInText : kMostDrawnInPng;
+  for (const std::string& name : names) {
+    const std::filesystem::path& path = o.out.emplace_back(name);
+    check_usage(path.extension() == ".png" || path.extension() == ".svg", "--out must end in .png or .svg, got ", name);
+    if (path.extension() == ".svg") most = std::min(most, kMostDrawnInSvg);
+  }
+  return most;
+}
+
+void read_drawings(const RawFlags& raw, PatternOptions& o) {
+  check_usage(raw.drawn.empty() || raw.preset.empty(), "give patterns or --preset, not both");
+  const ModelConfig* const model = raw.preset.empty() ? nullptr : &preset_of(raw.preset).config.model;
+  check_usage(raw.drawn.empty() || !raw.n.empty(), "--n is missing: the number of positions, as in --n 64");
+  PatternDrawing common;
+  common.n = !raw.n.empty() ? parse_integer("--n", raw.n, 1, kMostPositions) : model ? model->n_ctx : 36;
+  const int64_t most = read_files(raw.out, o);
+  check_usage(common.n <= most, "--n must be at most ", most, ", got ", common.n, ": text shows up to ",
+              kMostDrawnInText, " positions, SVG ", kMostDrawnInSvg, ", PNG ", kMostDrawnInPng);
+  while (common.columns * common.columns < common.n) ++common.columns;
+  if (model && model->position_extents.size() > 1) common.columns = model->n_ctx / model->position_extents[0];
+  if (!raw.columns.empty()) common.columns = parse_integer("--columns", raw.columns, 1, common.n);
+  common.query = std::max<int64_t>(0, 3 * common.n / 4 - 1);
+  if (!raw.query.empty()) common.query = parse_integer("--query", raw.query, 0, common.n - 1);
+
+  const auto draw = [&](std::string title, const AttentionPattern& attention, int64_t heads) {
+    validate(attention, heads);
+    HeadsShown shown{{0, static_cast<int64_t>(attention.layers.size())}, {0, heads}};
+    if (!raw.layer.empty()) {
+      shown.layers.begin = parse_integer("--layer", raw.layer, 1, shown.layers.end) - 1;
+      shown.layers.end = shown.layers.begin + 1;
+    }
+    if (!raw.head.empty()) {
+      shown.heads.begin = parse_integer("--head", raw.head, 0, heads - 1);
+      shown.heads.end = shown.heads.begin + 1;
+    }
+    PatternDrawing& drawing = o.drawings.emplace_back(common);
+    drawing.title = std::move(title);
+    drawing.factors = factors_of(attention, shown);
+  };
+  const auto draw_text = [&](std::string title, const std::string& text) {
+    const AttentionPattern attention = parse_attention(text);
+    draw(title.empty() ? to_string(attention) : std::move(title), attention,
+         raw.heads.empty() ? least_heads(attention) : parse_integer("--heads", raw.heads, 1, 4096));
+  };
+  for (const std::string& text : raw.drawn) draw_text("", text);
+  if (model) {
+    draw(to_string(model->attention), model->attention,
+         raw.heads.empty() ? model->n_heads : parse_integer("--heads", raw.heads, 1, 4096));
+  } else if (raw.drawn.empty()) {  // figure 3: the stride is a row of the image
+    const int64_t stride = common.columns;
+    draw_text("dense", "dense");
+    draw_text("strided", concat("local(window=", stride, "), column(stride=", stride, ")"));
+    draw_text("fixed", concat("fixed_block(stride=", stride, "), fixed_summary(stride=", stride, ", c=1)"));
+  }
+}
+
 }  // namespace
 
 PatternOptions parse_pattern_options(const std::vector<std::string>& arguments) {
   PatternOptions o;
-  check_usage(arguments.size() >= 2, "a command is missing: check or cost; `patterns --help` explains them");
+  check_usage(arguments.size() >= 2, "a command is missing: check, cost or draw; `patterns --help` explains them");
   const std::string& command = arguments[1];
   if (command == "--help" || command == "-h" || command == "help") {
     o.help = kHelp;
@@ -134,20 +197,26 @@ PatternOptions parse_pattern_options(const std::vector<std::string>& arguments) 
     o.help = version() + "\n";
     return o;
   }
-  check_usage(command == "check" || command == "cost", "unknown command ", command,
-              suggestion(command, {"check", "cost"}), "; the commands are check and cost");
-  o.command = command == "check" ? PatternCommand::check : PatternCommand::cost;
+  const std::vector<std::string> commands{"check", "cost", "draw"};
+  const auto found = std::find(commands.begin(), commands.end(), command);
+  check_usage(found != commands.end(), "unknown command ", command, suggestion(command, commands),
+              "; the commands are check, cost and draw");
+  o.command = static_cast<PatternCommand>(found - commands.begin());
 
   RawFlags raw;
   CLI::App app;
   app.name("patterns " + command);
   app.set_help_flag("-h,--help", "this text");
   app.allow_extras();
-  app.add_option("pattern", raw.pattern, "as a configuration writes it");
+  if (o.command == PatternCommand::draw)
+    app.add_option("patterns", raw.drawn, "each as a configuration writes it; drawn side by side");
+  else
+    app.add_option("pattern", raw.pattern, "as a configuration writes it");
   app.add_option("--preset", raw.preset, "pattern, n, heads and layers of a preset: its name, or program/name");
   app.add_option("--n", raw.n, "positions in a sequence");
   app.add_option("--heads", raw.heads, "attention heads; default: as few as the pattern can be split over");
-  app.add_option("--tiles", raw.tiles, "tile sizes, queries by keys")->capture_default_str();
+  if (o.command != PatternCommand::draw)
+    app.add_option("--tiles", raw.tiles, "tile sizes, queries by keys")->capture_default_str();
   if (o.command == PatternCommand::check) {
     app.description("Proves claims about a pattern; prints the first place where one does not hold.");
     app.add_option(
@@ -158,6 +227,19 @@ PatternOptions parse_pattern_options(const std::vector<std::string>& arguments) 
     app.add_option("--by", raw.by, "pairs (all of them), views (their algebra), auto (pairs up to n = 2048)");
     app.add_flag("--allow-empty", o.allow_empty, "rows without keys are no violation");
     app.add_flag("--allow-unreachable", o.allow_unreachable, "positions that are not reached are no violation");
+  } else if (o.command == PatternCommand::draw) {
+    app.description(
+        "Draws what one query attends to, the positions being an image, and the connectivity matrix, row i for query "
+        "i. "
+        "Each cell has the color of the first pattern that attends to it. Without a pattern: dense, strided and fixed "
+        "attention on a 6x6 image, figure 3 of the paper.");
+    app.add_option("--out", raw.out,
+                   "a file to write, .png or .svg; may be repeated; default: text on standard output");
+    app.add_option("--columns", raw.columns,
+                   "positions in a row of the image; default: the preset's, or the root of n");
+    app.add_option("--query", raw.query, "the query of the image, counted from 0; default: three quarters down");
+    app.add_option("--layer", raw.layer, "one layer of the cycle alone, counted from 1");
+    app.add_option("--head", raw.head, "one head alone, counted from 0");
   } else {
     app.description("What a pattern costs, for one sequence.");
     app.add_option("--d-qk", raw.d_qk, "width of queries and keys of a head; default 64, or the preset's");
@@ -182,7 +264,10 @@ PatternOptions parse_pattern_options(const std::vector<std::string>& arguments) 
                             suggestion(extra.substr(0, extra.find('=')), flags), "; `patterns ", command,
                             " --help` lists the flags"));
   }
-  read_pattern(raw, o);
+  if (o.command == PatternCommand::draw)
+    read_drawings(raw, o);
+  else
+    read_pattern(raw, o);
   return o;
 }
 

@@ -1,16 +1,19 @@
 #pragma once
 // The program `patterns`: its command line and its commands.
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
+#include "experiments/console.h"
+#include "experiments/pattern_drawing.h"
 #include "ops/sparse_attention/analysis/check.h"
 
 namespace lacuna {
 
-enum class PatternCommand : uint8_t { check, cost, help };
+enum class PatternCommand : uint8_t { check, cost, draw, help };
 
 struct PatternOptions {
   PatternCommand command = PatternCommand::help;
@@ -29,6 +32,10 @@ struct PatternOptions {
   // cost
   int64_t d_qk = 64, d_v = 64;  // of one head
   DType dtype = DType::f32;
+
+  // draw
+  std::vector<PatternDrawing> drawings;    // instead of all above
+  std::vector<std::filesystem::path> out;  // files to write; none: text
 };
 
 /// Parses a command line. Throws UsageError for an unknown command or flag (with a suggestion), a missing or malformed
@@ -40,5 +47,8 @@ std::string check_report(const PatternOptions& options, int64_t& violations);
 
 /// What `cost` prints.
 std::string cost_report(const PatternOptions& options);
+
+/// Writes the files that `draw` makes, and returns what it prints: their names, or the drawings themselves for `out`.
+std::string draw_patterns(const PatternOptions& options, const Terminal& out);
 
 }  // namespace lacuna

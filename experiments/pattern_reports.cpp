@@ -1,11 +1,14 @@
-// What `patterns check` and `patterns cost` print.
+// What `patterns` prints.
 
 #include <algorithm>
 
 #include <fmt/format.h>
 
+#include "core/error.h"
+#include "core/file.h"
 #include "experiments/parse.h"
 #include "experiments/pattern_options.h"
+#include "experiments/png.h"
 
 namespace lacuna {
 namespace {
@@ -185,6 +188,26 @@ std::string cost_report(const PatternOptions& options) {
       }
     }
   return text + fmt::format("mean over layers and heads: {:.1f} keys per query\n", mean_keys);
+}
+
+std::string draw_patterns(const PatternOptions& options, const Terminal& out) {
+  if (options.out.empty()) {
+    const int64_t columns = 2 * options.drawings.front().n;
+    check_usage(!out.is_terminal || columns <= out.columns, "the drawing is ", columns, " columns wide, the terminal ",
+                out.columns, ": give --out FILE.png, or a smaller --n");
+    return draw_characters(options.drawings, out.color);
+  }
+  std::string text;
+  for (const std::filesystem::path& path : options.out) {
+    if (path.extension() == ".svg") {
+      write_file(path, draw_svg(options.drawings));
+    } else {
+      const Image image = draw_pixels(options.drawings);
+      write_file(path, encode_png(image.rgb, image.width, image.height));
+    }
+    text += fmt::format("wrote {}\n", path.string());
+  }
+  return text;
 }
 
 }  // namespace lacuna

@@ -1,7 +1,8 @@
-// Which positions attend to which, Sec. 4: proved and counted.
+// Which positions attend to which, Sec. 4: proved, counted and drawn.
 //
 //   patterns check "local(window=128), column(stride=128)" --n 12288
 //   patterns cost --preset enwik8-95m-fixed
+//   patterns draw --out figure3.svg
 
 #include <iostream>
 #include <new>
@@ -20,6 +21,7 @@ int main(int argc, char** argv) {
     switch (options.command) {
       case lacuna::PatternCommand::help: std::cout << options.help; break;
       case lacuna::PatternCommand::check: std::cout << lacuna::check_report(options, violations); break;
+      case lacuna::PatternCommand::draw: std::cout << lacuna::draw_patterns(options, lacuna::standard_output()); break;
       case lacuna::PatternCommand::cost: std::cout << lacuna::cost_report(options); break;
     }
     std::cout.flush();

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/file.h"
+#include "experiments/png.h"
 
 namespace lacuna {
 namespace {
@@ -32,22 +33,7 @@ std::string png_grid(const Tensor& tokens) {
         std::memcpy(pixels.data() + ((top + y) * width + left) * kChannels, image + begin, static_cast<size_t>(bytes));
     }
   }
-
-  png_image png{};
-  png.version = PNG_IMAGE_VERSION;
-  png.width = static_cast<png_uint_32>(width);
-  png.height = static_cast<png_uint_32>(height);
-  png.format = PNG_FORMAT_RGB;
-  png_alloc_size_t size = 0;
-  std::string file;
-  bool written = png_image_write_get_memory_size(png, size, 0, pixels.data(), 0, nullptr) != 0;
-  if (written) {
-    file.resize(size);
-    written = png_image_write_to_memory(&png, file.data(), &size, 0, pixels.data(), 0, nullptr) != 0;
-  }
-  check(written, "samples: PNG encoding failed: ", png.message);
-  file.resize(size);
-  return file;
+  return encode_png(pixels, width, height);
 }
 
 std::string text_of(const Tensor& tokens) {

@@ -23,7 +23,8 @@ namespace {
 
 using Strings = std::vector<std::string>;
 
-const std::string kEnwik8 = LACUNA_BINARY_DIR "/bin/enwik8", kCifar10 = LACUNA_BINARY_DIR "/bin/cifar10";
+const std::string kEnwik8 = LACUNA_BINARY_DIR "/bin/enwik8", kCifar10 = LACUNA_BINARY_DIR "/bin/cifar10",
+                  kPatterns = LACUNA_BINARY_DIR "/bin/patterns";
 constexpr const char* kGolden = LACUNA_SOURCE_DIR "/tests/golden";
 
 // 4 KB of text to learn from.
@@ -571,6 +572,21 @@ TEST_CASE("parity: initial weights are those of the seed, and tokens must fit") 
   expect({kEnwik8, "parity", "--checkpoint", model.string(), "--tokens",
           folder.write("t", std::string(37, 'x')).string(), "--out", (folder.path() / "out").string()},
          2, "must have batch * n_ctx = 1 * 36 bytes, has 37");
+}
+
+TEST_CASE("patterns: exit codes") {
+  const TemporaryFolder folder;
+  const auto code = [](const Strings& arguments) { return run(Strings{kPatterns} + arguments).code; };
+  CHECK(code({"check", "local(window=4), column(stride=4)", "--n", "16"}) == 0);
+  CHECK(code({"check", "local(window=4)", "--n", "16"}) == 1);
+  CHECK(code({"check", "local(window=0)", "--n", "16"}) == 2);
+  CHECK(code({"cost", "dense", "--n", "16"}) == 0);
+  CHECK(code({"draw", "--out", (folder.path() / "a.png").string(), "--out", (folder.path() / "a.svg").string()}) == 0);
+  CHECK(folder.count() == 2);
+  CHECK(code({"draw", "--out", (folder.path() / "none" / "a.png").string()}) == 1);
+  CHECK(code({"draw", "dense", "--n", "5000"}) == 2);
+  const Outcome piped = run({kPatterns, "draw", "dense", "--n", "2"});
+  CHECK(piped.out == "dense\nn = 2; query 0 in rows of 2:\n\n██\n\n██\n▓▓██\n\n▓▓ dense\n");
 }
 
 }  // namespace
