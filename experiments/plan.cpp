@@ -1,14 +1,18 @@
-// The command plan: what a configuration costs, before anything is allocated.
+// The command plan: what a configuration costs, before anything of it is allocated.
 
+#include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include <fmt/format.h>
 
 #include "core/error.h"
 #include "experiments/console.h"
+#include "experiments/environment.h"
 #include "experiments/experiment.h"
 #include "experiments/parse.h"
 #include "models/cost.h"
+#include "ops/matmul/matmul.h"
 
 namespace lacuna {
 namespace {
@@ -22,9 +26,32 @@ int64_t total(const std::array<int64_t, kMemoryCategories>& bytes) {
 }
 
 std::string flop(double count) {
-  return count < 1e9    ? fmt::format("{:.1f} MFLOP", count / 1e6)
-         : count < 1e12 ? fmt::format("{:.2f} GFLOP", count / 1e9)
-                        : fmt::format("{:.2f} TFLOP", count / 1e12);
+  constexpr const char* kUnits[] = {"MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP"};
+  size_t unit = 0;
+  for (count /= 1e6; count >= 1000.0 && unit + 1 < std::size(kUnits); ++unit) count /= 1000.0;
+  return fmt::format("{:.2f} {}", count, kUnits[unit]);
+}
+
+// Operations a second of the feed-forward layer's product, of a part of it where it is large, on all threads: the best
+// of 0.2 s on one of them, which other work on the machine disturbs least.
+template <class T>
+double product_rate(const ModelConfig& model) {
+  const int64_t rows = std::min<int64_t>(model.n_ctx, 512), d = std::min<int64_t>(model.d_model, 1024),
+                d_ff = std::min<int64_t>(model.ff_width(), 1024);
+  const std::vector<T> x(static_cast<size_t>(rows * d), T{1}), w(static_cast<size_t>(d_ff * d), T{1});
+  std::vector<T> y(static_cast<size_t>(rows * d_ff));
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); };
+  const int all_threads = threads();
+  set_threads(1);
+  double best_s = 1e9;
+  for (const auto start = Clock::now(); best_s > 1e8 || since(start) < 0.2;) {
+    const auto begin = Clock::now();
+    gemm(false, true, rows, d_ff, d, T{1}, x.data(), d, w.data(), d, T{0}, y.data(), d_ff);
+    best_s = std::min(best_s, since(begin));
+  }
+  set_threads(all_threads);
+  return 2.0 * static_cast<double>(rows * d * d_ff) / best_s * all_threads;
 }
 
 std::string describe_decode(const ExperimentConfig& config) {
@@ -60,12 +87,16 @@ std::string describe_plan(const ExperimentConfig& config, int64_t batch, int64_t
   out += fmt::format("  forward, attention   {}\n", flop(cost.forward_attention));
   out += fmt::format("  training             {} per sequence{}\n", flop(cost.training),
                      config.model.recompute ? ", recomputation included" : "");
-  out += fmt::format("  one step             {} for a batch of {}\n",
-                     flop(cost.training * static_cast<double>(config.train.batch)), config.train.batch);
-  out += fmt::format(
-      "  the run              {} for {} steps\n",
-      flop(cost.training * static_cast<double>(config.train.batch) * static_cast<double>(config.train.steps)),
-      format_count(config.train.steps));
+  const double step = cost.training * static_cast<double>(config.train.batch);
+  const double rate =
+      config.train.dtype == DType::f64 ? product_rate<double>(config.model) : product_rate<float>(config.model);
+  out += fmt::format("  one step             {} for a batch of {}\n", flop(step), config.train.batch);
+  out += fmt::format("  the run              {} for {} steps\n", flop(step * static_cast<double>(config.train.steps)),
+                     format_count(config.train.steps));
+  const double step_s = step / static_cast<double>(ranks) / rate;
+  out += fmt::format("  time of a step       at least {}{}: matrix products alone, {}/s on this CPU\n",
+                     step_s < 10.0 ? fmt::format("{:.2g} s", step_s) : format_seconds(step_s),
+                     ranks > 1 ? fmt::format(" on {} such", ranks) : "", flop(rate));
   out +=
       fmt::format("memory of a training step in {}, {} {} at a time{}\n", name_of(config.train.dtype), batch,
                   batch == 1 ? "sequence" : "sequences", ranks > 1 ? fmt::format(", on each of {} ranks", ranks) : "");

@@ -38,6 +38,7 @@ TEST_CASE("presets: a plan tells parameters, arithmetic and memory without makin
   CHECK(contains(plan, "59,196,928"));
   CHECK(contains(plan, "optimizer"));
   CHECK(contains(plan, "activations"));
+  CHECK(contains(plan, "time of a step       at least "));
   CHECK(contains(plan, "memory of the sampling cache in f32, per sequence of 3,072"));
   // 4 bytes * (128 + 256) for each of 3,072 positions in 128 layers; 96 of them in 3 layers of 4
   CHECK(contains(plan, "of the 576.0 MiB that keep every position"));
