@@ -1,7 +1,7 @@
 // Tokens per second and peak memory of a full training step (forward, recompute, backward, clipping, Adam, averaged
 // weights), and of the same model trained by PyTorch.
 //
-//   train_step_benchmark [--seconds=10] [--runs=5] [--python=python3] [--weights=FOLDER] [NAME...]
+//   train_step_benchmark [--seconds=10] [--runs=5] [--warm-up=1] [--python=python3] [--weights=FOLDER] [NAME...]
 //   train_step_benchmark --device=cuda --dtype=bf16 --batch=12 --recompute=auto --text=FILE --json
 //   imagenet64/imagenet64-152m
 //
@@ -55,7 +55,7 @@ using nlohmann::json;
 
 struct Options {
   double seconds = 10.0;
-  int64_t runs = 5;
+  int64_t runs = 5, warm_up = -1;
   std::string python = std::getenv("PYTHON") ? std::getenv("PYTHON") : "python3";
   std::vector<std::string> pytorch{"products", "sdpa", "compile"};  // its ways to run the rival
   std::string device = "cpu", dtype = "f32", recompute = "preset";
@@ -160,7 +160,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
     last = now;
   };
   // The first steps are not timed: on a GPU they choose algorithms, and make the graph.
-  const int64_t warm_up = device == kCpu ? 1 : 3;
+  const int64_t warm_up = options.warm_up >= 0 ? options.warm_up : device == kCpu ? 1 : 3;
   const Clock::time_point start = Clock::now();
   const auto elapsed_s = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
   for (Run run{.training = true, .seed = 1}; run.step < warm_up + options.runs || elapsed_s() < options.seconds;
@@ -373,9 +373,9 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "time for each case")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--runs", options.runs, "at least so many steps, after one to warm up")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  app.add_option("--runs", options.runs, "at least so many steps")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--warm-up", options.warm_up, "steps before them that are not timed (default: 1, on a GPU 3)")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--python", options.python, "has PyTorch (default: $PYTHON, else python3)");
   app.add_option("--pytorch", options.pytorch, "its ways to run the case rival: products, sdpa, compile")
       ->check(CLI::IsMember({"products", "sdpa", "compile"}))
