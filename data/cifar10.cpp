@@ -48,6 +48,8 @@ fs::path find_folder(const fs::path& path) {
   const fs::file_status status = fs::status(path, error);
   check(status.type() != fs::file_type::not_found, "cifar10: no such folder: '", path.string(), "'", kNeeded);
   check(status.type() != fs::file_type::none, "cifar10: cannot read '", path.string(), "': ", error.message());
+  if (!fs::is_directory(status) && std::find(kFiles.begin(), kFiles.end(), path.filename()) != kFiles.end())
+    return find_folder(fs::absolute(path).parent_path());  // any of the files stands for all
   check(fs::is_directory(status), "cifar10: not a folder: '", path.string(), "'", kNeeded);
   fs::directory_iterator(path, error);
   check(!error, "cifar10: cannot read folder '", path.string(), "': ", error.message());

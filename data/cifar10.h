@@ -16,8 +16,8 @@ namespace lacuna {
 /// not comparable with the paper.
 ///
 /// `path` is a folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin (or with cifar-10-batches-bin/ in
-/// it). Throws Error that names the file for one that is missing, unreadable, of another size than 30,730,000 bytes, or
-/// with a label above 9.
+/// it), or one of these files. Throws Error that names the file for one that is missing, unreadable, of another size
+/// than 30,730,000 bytes, or with a label above 9.
 std::unique_ptr<Dataset> open_cifar10(const std::filesystem::path& path);
 
 /// The 50,000 image numbers: 2,000 validation, then 48,000 training.

@@ -60,8 +60,8 @@ std::string program_help(const ProgramHelp& help) {
 
 // Text of flags that have a number, until it is checked.
 struct RawFlags {
-  std::string dtype, seed, threads, steps, batch_tokens, zero = "0", weights = "ema", min_context,
-              windows, count, length, temperature, batch, ranks, device_memory;
+  std::string dtype, seed, threads, steps, batch_tokens, zero = "0", weights = "ema", min_context, windows, count,
+                                                         length, temperature, batch, ranks, device_memory;
 };
 
 void add_common(CLI::App& app, Options& o, RawFlags& raw, const std::string& program) {
@@ -113,16 +113,16 @@ void read_raw(const RawFlags& raw, Options& o) {
   if (!raw.device_memory.empty()) o.device_memory = parse_bytes("--device-memory", raw.device_memory);
 }
 
-void apply_overrides(const Options& options, ExperimentConfig& config) {
-  if (!options.config_file.empty()) {
-    std::string text;
-    try {
-      text = read_file(options.config_file);
-    } catch (const Error& error) {
-      throw UsageError(concat("--config ", error.what()));
-    }
-    merge_toml(config, text, options.config_file.string());
+std::string read_config(const Options& options) {
+  try {
+    return read_file(options.config_file);
+  } catch (const Error& error) {
+    throw UsageError(concat("--config ", error.what()));
   }
+}
+
+void apply_overrides(const Options& options, ExperimentConfig& config) {
+  if (!options.config_file.empty()) merge_toml(config, read_config(options), options.config_file.string());
   for (const std::string& assignment : options.set) {
     const size_t equals = assignment.find('=');
     check_usage(equals != std::string::npos && equals > 0, "--set must be key=value, got \"", assignment, "\"");
@@ -208,7 +208,7 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
       example = concat(p, " sample --checkpoint runs/", p, "-laptop --count 4 --temperature 0.9");
       break;
     case Command::plan:
-      app.description("Parameters (exact), arithmetic and memory of a configuration. Allocates nothing.");
+      app.description("Parameters (exact), arithmetic, memory and least time of a configuration, none of which it allocates.");
       app.add_option("--ranks", raw.ranks, "processes that share a step's batch");
       app.add_option("--device-memory", raw.device_memory, "memory of each device, e.g. 80G: does the step fit?");
       app.add_option("--batch", raw.batch, "sequences in one forward and backward pass; default: the configuration's");
@@ -248,17 +248,20 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
                             suggestion(unknown.substr(0, unknown.find('=')), flags), "; `", p, " ", first,
                             " --help` lists the flags"));
   }
+  for (const CLI::Option* option : app.get_options())  // an unset variable of the shell, most likely
+    if (option->get_name() != "--prompt")
+      for (const std::string& value : option->results())
+        check_usage(!value.empty(), option->get_name(), " must not be empty");
   read_raw(raw, o);
   check_usage(o.command != Command::eval || o.split == "valid" || o.split == "test",
               "--split must be valid or test, got \"", o.split, "\"", suggestion(o.split, {"valid", "test"}));
-  check_usage(!o.resume.empty(), "--resume must be auto, none or the path of a checkpoint, got \"\"");
   return o;
 }
 
 ExperimentConfig resolve_config(const Options& options, const std::string& program, const std::string& default_preset) {
   std::string name = options.preset;
-  if (name.empty() && !options.config_file.empty() && std::filesystem::exists(options.config_file))
-    name = preset_of_toml(read_file(options.config_file), options.config_file.string());
+  if (name.empty() && !options.config_file.empty())
+    name = preset_of_toml(read_config(options), options.config_file.string());
   if (name.empty()) name = default_preset;
   ExperimentConfig config = find_preset(program, name, options.command == Command::plan).config;
   config.program = program;

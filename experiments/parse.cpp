@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include <fmt/format.h>
 
@@ -18,8 +19,9 @@ T parse_number(std::string_view what, std::string_view text, T min, T max, std::
   T value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   const bool whole = error == std::errc{} && end == text.data() + text.size();
-  check_usage(whole && value >= min && value <= max, what, " must be ", kind, " from ", fmt::format("{}", min), " to ",
-              fmt::format("{}", max), ", got \"", text, "\"");
+  const bool any = min <= std::numeric_limits<T>::lowest() && max >= std::numeric_limits<T>::max();
+  check_usage(whole && value >= min && value <= max, what, " must be ", kind,
+              any ? "" : fmt::format(" from {} to {}", min, max), ", got \"", text, "\"");
   return value;
 }
 

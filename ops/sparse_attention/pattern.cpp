@@ -49,7 +49,10 @@ class Parser {
       if (kind.name == name) return pattern_of(kind);
       names.push_back(kind.name);
     }
-    throw UsageError(concat("attention: no pattern is called '", name, "'", suggestion(name, names)));
+    std::string meant = suggestion(name, names);
+    if (meant.empty())
+      for (const std::string_view known : names) meant += concat(meant.empty() ? "; there are " : ", ", known);
+    throw UsageError(concat("attention: no pattern is called '", name, "'", meant));
   }
 
   Pattern pattern_of(const PatternKind& kind) {

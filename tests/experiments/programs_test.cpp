@@ -148,7 +148,8 @@ TEST_CASE("programs: misuse ends with code 2 and says what to do") {
   expect({kEnwik8, "train", "--set", "n_heads=5"}, 2, "d_model must be a multiple of n_heads = 5");
   expect({kEnwik8, "train", "--set", "attention=column(stride=0)"}, 2, "stride");
   expect({kEnwik8, "train", "--set", "lr=nan"}, 2, "train.lr must be a number");
-  expect({kEnwik8, "train", "--config", "/nonexistent.toml"}, 2, "/nonexistent.toml");
+  expect({kEnwik8, "train", "--config", "/nonexistent.toml"}, 2, "--config /nonexistent.toml: ");
+  expect({kEnwik8, "train", "--config", "/tmp"}, 2, "--config /tmp: cannot read: Is a directory");
   expect({kEnwik8, "parity"}, 2, "parity needs --out");
   expect({kEnwik8, "parity", "--out", "/nonexistent/x"}, 2, "parity needs --tokens");
   expect({kCifar10, "train"}, 2, "cifar10: --data is missing");
@@ -163,6 +164,12 @@ TEST_CASE("programs: bad data ends with a message that names it, before anything
   };
   expect(train(kEnwik8, "/nonexistent"), 1, "/nonexistent");
   expect(train(kEnwik8, folder.write("empty", "")), 1, "empty");
+  const fs::path secret = folder.write("secret", "0123456789");
+  fs::permissions(secret, fs::perms::none);
+  const Strings not_root = ::geteuid() == 0  // whom nothing is unreadable to
+                               ? Strings{"setpriv", "--bounding-set=-dac_override,-dac_read_search"}
+                               : Strings{};
+  expect(not_root + train(kEnwik8, secret), 1, concat(secret.string(), ": cannot open for reading: Permission denied"));
   expect(train(kEnwik8, folder.write("short", std::string(300, 'x')),
                {"--set", "n_ctx=300", "--set", "position_extents=300"}),
          2, "300");
