@@ -196,10 +196,10 @@ std::vector<ConfigKey> make_keys() {
 
 std::string bare_name(const std::string& key) { return key.substr(key.find('.') + 1); }
 
-const ConfigKey& find_key(const std::string& name, const std::string& origin) {
+const ConfigKey* find_key(const std::string& name, const std::string& origin) {
   std::vector<std::string> names;
   for (const ConfigKey& key : config_keys()) {
-    if (key.name == name || bare_name(key.name) == name) return key;
+    if (key.name == name || bare_name(key.name) == name) return &key;
     names.push_back(key.name);
     if (name.find('.') == std::string::npos) names.push_back(bare_name(key.name));
   }
@@ -270,8 +270,8 @@ const std::vector<ConfigKey>& config_keys() {
 }
 
 void set_from_text(ExperimentConfig& config, const std::string& name, const std::string& text) {
-  const ConfigKey& key = find_key(name, "");
-  key.set(config, value_of_text(key, text));
+  const ConfigKey* const key = find_key(name, "");
+  key->set(config, value_of_text(*key, text));
 }
 
 std::string to_toml(const ConfigValue& value) {
@@ -330,9 +330,9 @@ void merge_toml(ExperimentConfig& config, const std::string& text, const std::st
                 suggestion(section_name, {"model", "train", "data", "program", "preset"}));
     check_usage(section.is_table(), line_of(section, origin), section_name, " must be a section: [", section_name, "]");
     for (const auto& [name, node] : *section.as_table()) {
-      const ConfigKey& key = find_key(concat(section_name, ".", name.str()), line_of(node, origin));
+      const ConfigKey* const key = find_key(concat(section_name, ".", name.str()), line_of(node, origin));
       try {
-        key.set(config, value_of_toml(key, node));
+        key->set(config, value_of_toml(*key, node));
       } catch (const UsageError& error) {
         throw UsageError(concat(line_of(node, origin), error.what()));
       }
@@ -348,9 +348,9 @@ std::map<std::string, std::string> to_map(const ExperimentConfig& config) {
 
 void merge_map(ExperimentConfig& config, const std::map<std::string, std::string>& values, const std::string& origin) {
   for (const auto& [name, text] : values) {
-    const ConfigKey& key = find_key(name, origin + ": ");
+    const ConfigKey* const key = find_key(name, origin + ": ");
     const toml::table table = parse_toml("value = " + text, origin);
-    key.set(config, value_of_toml(key, *table.get("value")));
+    key->set(config, value_of_toml(*key, *table.get("value")));
   }
 }
 

@@ -206,7 +206,7 @@ RunState verify_checkpoint(const fs::path& checkpoint) {
       const MappedFile file(checkpoint / name);
       check(file.size() == expected.at("bytes"), where, ": ", name, " must have ", expected.at("bytes").dump(),
             " bytes, has ", file.size());
-      check(sha256(file.bytes()) == expected.at("sha256"), where, ": ", name, " is damaged: its checksum differs");
+      check(expected.at("sha256") == sha256(file.bytes()), where, ": ", name, " is damaged: its checksum differs");
     }
     RunState state = state_from_json(Json::parse(read_file(checkpoint / kState)), (checkpoint / kState).string());
     const int64_t named = step_of_name(checkpoint);
