@@ -16,6 +16,7 @@ and exits 0.
 import argparse
 import json
 import math
+import mmap
 import os
 import re
 import resource
@@ -38,17 +39,17 @@ STRIDED = "column(stride=96), local(window=96), local(window=96), local(window=9
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 def read_safetensors(path):
-    """Tensors by name, and the metadata."""
+    """Tensors by name, in memory that is the file's, and the metadata."""
     with open(path, "rb") as file:
-        data = bytearray(file.read())
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8:8 + length])
     meta = header.pop("__metadata__", {})
 
     def tensor(entry):
-        begin, end = entry["data_offsets"]
         dtype = {"F32": torch.float32, "F64": torch.float64}[entry["dtype"]]
-        flat = torch.frombuffer(data[8 + length + begin:8 + length + end], dtype=dtype)
+        flat = torch.frombuffer(data, dtype=dtype, count=math.prod(entry["shape"]),
+                                offset=8 + length + entry["data_offsets"][0])
         return flat.reshape(entry["shape"])
     return {name: tensor(entry) for name, entry in header.items()}, meta
 
@@ -65,11 +66,20 @@ def config_of(meta):
 
 # ---- Attention patterns as boolean masks -----------------------------------------------------------------------------
 
+def parse_pattern(text):
+    """Name and fields of one pattern."""
+    name, fields = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text).groups()
+    return name, {key.strip(): int(value) for key, value in
+                  (field.split("=") for field in (fields or "").split(",") if field)}
+
+
 def pattern_mask(text, head, n):
     """[n, n], true where query i attends to key j."""
-    name, fields = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text).groups()
-    f = {key.strip(): int(value) for key, value in (field.split("=") for field in (fields or "").split(",") if field)}
-    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    return allows(*parse_pattern(text), head, torch.arange(n)[:, None], torch.arange(n)[None, :])
+
+
+def allows(name, f, head, i, j):
+    """Whether query i attends to key j in this head; all may be tensors."""
     if name == "dense":
         allowed = j >= 0
     elif name == "local":
@@ -86,9 +96,15 @@ def pattern_mask(text, head, n):
     return allowed & (j <= i)
 
 
+def split_layers(attention, n_layers):
+    """The text of each layer's pattern."""
+    cycle = [text.strip() for text in re.split(r",(?![^(]*\))", attention)]
+    return [cycle[k % len(cycle)] for k in range(n_layers)]
+
+
 def layer_masks(attention, n_layers, n_heads, n):
     """One mask [1 or n_heads, n, n] a layer, or None for causal attention; equal layers share it."""
-    layers = [text.strip() for text in re.split(r",(?![^(]*\))", attention)]
+    layers = split_layers(attention, n_layers)
 
     def mask(text):
         splits = text.split("|")
@@ -96,7 +112,7 @@ def layer_masks(attention, n_layers, n_heads, n):
                  range(1 if len(splits) == 1 and "sub_blocks" not in text else n_heads)]
         return torch.stack([torch.stack(parts).any(0) for parts in union])
     masks = {text: None if text == "dense" else mask(text) for text in set(layers)}
-    return [masks[layers[k % len(layers)]] for k in range(n_layers)]
+    return [masks[text] for text in layers]
 
 
 KERNELS = {"sdpa": "scaled_dot_product_attention", "products": "softmax between two products"}
@@ -129,7 +145,7 @@ class MaskedAttention:
         return o if self.no_keys is None else o.masked_fill(self.no_keys[..., None], 0)
 
 
-# ---- The model; parameters have the names of our checkpoints ---------------------------------------------------------
+# ---- The model; parameters have the names of our checkpoints, and are rounded to the dtype of the activations ---------
 
 class Norm(torch.nn.Module):
     def __init__(self, d, eps):
@@ -137,11 +153,16 @@ class Norm(torch.nn.Module):
         self.gain, self.bias, self.eps = torch.nn.Parameter(torch.ones(d)), torch.nn.Parameter(torch.zeros(d)), eps
 
     def forward(self, x):
-        return F.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
+        return F.layer_norm(x, self.gain.shape, self.gain.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class Linear(torch.nn.Linear):
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 def linear(d_in, d_out, bias=True, std=None):
-    layer = torch.nn.Linear(d_in, d_out, bias=bias)
+    layer = Linear(d_in, d_out, bias=bias)
     torch.nn.init.normal_(layer.weight, std=math.sqrt(0.125 / d_in) if std is None else std)
     if bias:
         torch.nn.init.zeros_(layer.bias)
@@ -155,10 +176,11 @@ class Embedding(torch.nn.Module):
         self.token = torch.nn.Parameter(0.01 * torch.randn(config["n_vocab"], d))
         self.position = torch.nn.ParameterList(torch.nn.Parameter(0.01 * torch.randn(extent, d)) for extent in extents)
         self.start = torch.nn.Parameter(0.01 * torch.randn(d))
-        t, self.coordinates = torch.arange(config["n_ctx"]), []
+        t, coordinates = torch.arange(config["n_ctx"]), []
         for extent in reversed(extents):  # the last coordinate is the fastest
-            self.coordinates.insert(0, t % extent)
+            coordinates.insert(0, t % extent)
             t = t // extent
+        self.register_buffer("coordinates", torch.stack(coordinates), persistent=False)
 
     def forward(self, tokens):  # shifted right behind the start vector
         h = F.embedding(tokens, self.token)
@@ -168,7 +190,7 @@ class Embedding(torch.nn.Module):
 
 
 class Block(torch.nn.Module):
-    def __init__(self, config, mask):
+    def __init__(self, config, attend):
         super().__init__()
         d, d_qk, d_ff, depth = config["d_model"], config["d_qk"], config["d_ff"], 2 * config["n_layers"]
         self.norm_a, self.norm_b = Norm(d, 1e-5), Norm(d, 1e-5)
@@ -176,13 +198,13 @@ class Block(torch.nn.Module):
                                               "out": linear(d, d, std=math.sqrt(0.125 / d / depth))})
         self.ff = torch.nn.ModuleDict({"in": linear(d, d_ff),
                                        "out": linear(d_ff, d, std=math.sqrt(0.125 / d_ff / depth))})
-        self.masked_attention = MaskedAttention(mask, config["n_ctx"])
+        self.attend = attend
         self.n_heads, self.dropout = config["n_heads"], config["dropout"]
 
     def forward(self, h):  # h + a + b
         x = self.norm_a(h)
         q, k, v = (self.attention[name](x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for name in "qkv")
-        o = self.masked_attention(q, k, v).transpose(1, 2).flatten(2)
+        o = self.attend(q, k, v).transpose(1, 2).flatten(2)
         a = F.dropout(self.attention["out"](o), self.dropout, self.training)
         u = self.ff["in"](self.norm_b(h + a))
         b = F.dropout(self.ff["out"](u * torch.sigmoid(1.702 * u)), self.dropout, self.training)
@@ -190,24 +212,29 @@ class Block(torch.nn.Module):
 
 
 class SparseTransformer(torch.nn.Module):
-    def __init__(self, config, recompute):
+    """`attends` are the functions of q, k, v of the layers, dense under masks unless given; activations are of `dtype`."""
+
+    def __init__(self, config, recompute, attends=None, dtype=None):
         super().__init__()
-        self.recompute = recompute
+        self.recompute, self.dtype = recompute, dtype
         self.embedding = Embedding(config)
-        masks = layer_masks(config["attention"], config["n_layers"], config["n_heads"], config["n_ctx"])
-        self.blocks = torch.nn.ModuleList(Block(config, mask) for mask in masks)
+        attends = attends or [MaskedAttention(mask, config["n_ctx"]) for mask in layer_masks(
+            config["attention"], config["n_layers"], config["n_heads"], config["n_ctx"])]
+        self.blocks = torch.nn.ModuleList(Block(config, attend) for attend in attends)
         self.norm = Norm(config["d_model"], 1e-6)
         self.logits = linear(config["d_model"], config["n_vocab"], bias=False, std=0)
 
     def forward(self, tokens):
         h = self.embedding(tokens)
+        if self.dtype:
+            h = h.to(self.dtype)
         for block in self.blocks:
             h = torch.utils.checkpoint.checkpoint(block, h, use_reentrant=False) if self.recompute else block(h)
         return self.logits(self.norm(h))
 
 
 def loss_of(logits, tokens):
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+    return F.cross_entropy(logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)), tokens.flatten())
 
 
 # ---- What is measured ------------------------------------------------------------------------------------------------
