@@ -3,12 +3,14 @@
 
     make_golden.py            write every case, and SHA256SUMS
     make_golden.py --check    write nothing: compare every gradient with finite differences, and the files with those
-                              that would be written; exits 1 when anything differs
+                              that would be written; exits 1 when a weight or token differs, or a result by more
+                              than 1e-15 of the largest number of its tensor
 
 An implementation of the Sparse Transformer that shares nothing with the C++ one: plain formulas of the paper with
 hand-written gradients, attention as dense matrices under a mask, masks as sets of keys. It needs only NumPy. Sums are
 made in long double (64-bit mantissa on x86-64; without BLAS or SIMD) and rounded once to float64; random numbers come
-from SHA-256. So the bytes do not depend on the version of NumPy, the BLAS or the CPU model.
+from SHA-256. So weights and tokens are the same bytes everywhere, whatever the version of NumPy or the BLAS, and so are
+nearly all results: the exponential on x87 has other last bits on AMD than on Intel, and may round otherwise.
 """
 
 import argparse
@@ -336,6 +338,18 @@ def safetensors(tensors, meta=None):
     return len(text).to_bytes(8, "little") + text + data
 
 
+def same_results(ours, theirs):
+    """Whether two expected.safetensors have the same tensors but for the rounding."""
+    def read(data):
+        end = 8 + int.from_bytes(data[:8], "little")
+        return json.loads(data[8:end]), {name: np.frombuffer(data[end:][slice(*t["data_offsets"])], "<f8")
+                                         for name, t in json.loads(data[8:end]).items()}
+
+    (header, a), (other_header, b) = read(ours), read(theirs)
+    return header == other_header and all(
+        np.abs(a[name] - b[name]).max() <= 1e-15 * max(np.abs(a[name]).max(), 1e-3) for name in a)
+
+
 def as_real(weights):
     return {name: t.astype(real) for name, t in weights.items()}
 
@@ -392,7 +406,9 @@ def main():
     for path, data in all_files().items():
         target = FOLDER / path
         if check:
-            if not target.is_file() or target.read_bytes() != data:
+            there = target.read_bytes() if target.is_file() else b""
+            rounding = target.name == "expected.safetensors" and there and same_results(data, there)
+            if there != data and not rounding and path != "SHA256SUMS":
                 good = False
                 print(f"{path} differs from what this script makes")
         else:
