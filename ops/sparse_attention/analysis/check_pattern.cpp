@@ -34,7 +34,7 @@ class PredicateComparison {
         for (int64_t t = strip.rank(std::max(begin, span.begin)); t < last; ++t) ++got[strip.position(t) - begin];
       }
       for (int64_t j = begin; j < end; ++j) {
-        if (!pattern_.counts_keys()) got[j - begin] = std::min<int64_t>(got[j - begin], 1);  // overlaps are allowed
+        if (!counts_keys_) got[j - begin] = std::min<int64_t>(got[j - begin], 1);  // overlaps are allowed
         if (got[j - begin] != needed[j - begin]) return violation_.add({{i, j}, needed[j - begin], got[j - begin]});
       }
     }
@@ -46,6 +46,7 @@ class PredicateComparison {
 
  private:
   const Pattern& pattern_;
+  const bool counts_keys_ = pattern_.counts_keys();
   const std::vector<View> views_;
   const int64_t n_;
   FirstViolation violation_;

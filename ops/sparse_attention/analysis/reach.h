@@ -38,7 +38,11 @@ struct Reach {
 /// From the predicates, as products of n x n bit matrices. Memory: n^2 bits for every layer of the cycle.
 Reach reach_by_pairs(const std::vector<LayerHeads>& cycle, int64_t n, int64_t limit);
 
-/// From the views, following runs of positions.
+/// How positions that stand for others are followed (follow.h): as runs, one after the other; a block of them together,
+/// a bit each; or as takes fewer steps.
+enum class Follow : uint8_t { runs, together, cheapest };
+
+/// From the views.
 ///
 /// Why few sources stand for all: a view has the pair (i + P, j + P) exactly when it has (i, j), where P is a common
 /// multiple of its residues, the period of its keys and its segment, and j lies behind what is irregular: a prefix, or
@@ -48,7 +52,7 @@ Reach reach_by_pairs(const std::vector<LayerHeads>& cycle, int64_t n, int64_t li
 ///
 /// When following them all would take more than about a minute, evenly spread ones are followed until it is spent:
 /// then followed < sources, `layers` is a lower bound, and a missing pair is missing but may not be the first.
-Reach reach_by_views(const std::vector<LayerHeads>& cycle, int64_t n, int64_t limit);
+Reach reach_by_views(const std::vector<LayerHeads>& cycle, int64_t n, int64_t limit, Follow follow = Follow::cheapest);
 
 /// The P above for some views, at most n, and the number of irregular positions before it holds, at most n.
 struct Periodicity {
