@@ -105,7 +105,8 @@ Tensor random_tensor(const Shape& shape, DType dtype) {
       numbers[i] = static_cast<float>(rng.normal({}, static_cast<int64_t>(i)));
     return from_vector(numbers, {static_cast<int64_t>(numbers.size())});
   }();
-  const Tensor drawn = to_device(to_dtype(block, dtype), kCuda), flat = empty({shape.numel()}, dtype, kCuda);
+  const Tensor drawn = to_device(to_dtype(block.slice(0, std::min(block.numel(), shape.numel())), dtype), kCuda),
+               flat = empty({shape.numel()}, dtype, kCuda);
   for (int64_t i = 0; i < flat.numel(); i += drawn.numel()) {
     const int64_t count = std::min(drawn.numel(), flat.numel() - i);
     copy(drawn.slice(0, count), flat.slice(i, i + count));
@@ -139,7 +140,7 @@ const AttentionCase kAttention[] = {
 };
 
 Work attention(AttentionCase c, bool small, bool backward) {
-  if (small) c.batch = 1, c.n = 160, c.n_heads = std::min<int64_t>(c.n_heads, 4);
+  if (small) c.batch = 1, c.n = 160, c.n_heads = 1;
   const LayerPattern pattern = parse_attention(c.pattern).for_layer(0);
   AttentionProblem problem{c.batch, c.n, c.n_heads, c.d_qk, c.d_v, {}};
   double pairs = 0;
@@ -232,6 +233,7 @@ Work adam(int64_t count) {
 
 std::vector<Row> all_rows(bool small) {
   const auto rows = [&](int64_t tokens) { return small ? int64_t{24} : tokens; };
+  const auto width = [&](int64_t d) { return small ? d / 16 : d; };
   std::vector<Row> all;
   for (const AttentionCase& c : kAttention)
     for (const bool backward : {false, true})
@@ -247,12 +249,13 @@ std::vector<Row> all_rows(bool small) {
                                             {24576, 1536, 4608},
                                             {24576, 1536, 6144}})
     for (const char which : {'y', 'x', 'w'})
-      all.push_back(
-          {fmt::format("linear/{}-to-{}/{}", d_in, d_out,
-                       which == 'y'   ? "forward"
-                       : which == 'x' ? "dx"
-                                      : "dweight"),
-           [=, tokens = rows(tokens), d_in = d_in, d_out = d_out] { return linear(tokens, d_in, d_out, which); }});
+      all.push_back({fmt::format("linear/{}-to-{}/{}", d_in, d_out,
+                                 which == 'y'   ? "forward"
+                                 : which == 'x' ? "dx"
+                                                : "dweight"),
+                     [=, tokens = rows(tokens), d_in = width(d_in), d_out = width(d_out)] {
+                       return linear(tokens, d_in, d_out, which);
+                     }});
   for (const bool backward : {false, true}) {
     const char* const pass = backward ? "backward" : "forward";
     for (const int64_t d : {256, 512, 1536})

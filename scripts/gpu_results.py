@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import NamedTuple
 
 # On an H200, in the same units as the rows: (accept, target). Rows without goals are for information.
 KERNEL_GOALS = {  # useful TF/s, forward and backward
@@ -22,16 +23,22 @@ KERNEL_GOALS = {  # useful TF/s, forward and backward
 }
 TRAFFIC_GOALS = {"layer-norm/512/backward": (3200, 3600), "adam/152M": (3400, 3700)}  # GB/s
 
-# Program/preset: sequences in a step on an H200, then goals in thousands of tokens/s and as a multiple of PyTorch's.
-TRAINING = {
-    "cifar10/cifar10-59m-strided": (16, (620, 740), (1.25, 1.6)),
-    "enwik8/enwik8-95m-fixed": (8, (325, 450), (1.25, 1.8)),
-    "imagenet64/imagenet64-152m": (12, (425, 500), (1.25, 1.5)),
-    "imagenet64/imagenet64-1.5b": (2, (57, 63), (1.05, 1.2)),
-    "cifar10/cifar10-59m-dense": (16, None, None),
-    "cifar10/cifar10-59m-fixed": (16, None, None),
-    "enwik8/enwik8-95m-dense": (8, None, None),
-    "enwik8/enwik8-95m-strided": (8, None, None),
+class Model(NamedTuple):
+    batch: int                # sequences in a step on an H200
+    gib: tuple                # memory beside activations, and of the activations of a sequence (`plan`, nothing recomputed)
+    tokens: tuple = None      # goals in thousands of tokens/s
+    rival: tuple = None       # goals as a multiple of PyTorch's
+
+
+TRAINING = {  # by program/preset; those with goals first
+    "cifar10/cifar10-59m-strided": Model(16, (2, 2.1), (620, 740), (1.25, 1.6)),
+    "enwik8/enwik8-95m-fixed": Model(8, (4, 5.7), (325, 450), (1.25, 1.8)),
+    "imagenet64/imagenet64-152m": Model(12, (6, 9.1), (425, 500), (1.25, 1.5)),
+    "imagenet64/imagenet64-1.5b": Model(2, (31, 30.6), (57, 63), (1.05, 1.2)),
+    "cifar10/cifar10-59m-dense": Model(16, (2, 2.1)),
+    "cifar10/cifar10-59m-fixed": Model(16, (2, 2.1)),
+    "enwik8/enwik8-95m-dense": Model(8, (4, 5.7)),
+    "enwik8/enwik8-95m-strided": Model(8, (4, 5.7)),
 }
 # Seconds per step of dense attention over those of the pattern, Table 2 of the paper (8 V100).
 TABLE_2 = {"cifar10/cifar10-59m-fixed": 0.54 / 0.47, "cifar10/cifar10-59m-strided": 0.54 / 0.38,
@@ -111,7 +118,7 @@ def summary_lines(out, names):
             yield form.format(r["name"], "failed", "", "", r.get("failed", "")[:80])
             continue
         mfu = f"MFU {100 * r['mfu']:.1f}%, " if r.get("mfu") else ""
-        yield from row(r["name"], r["tokens_per_s"] / 1e3, TRAINING[r["name"]][1], "k/s",
+        yield from row(r["name"], r["tokens_per_s"] / 1e3, TRAINING[r["name"]].tokens, "k/s",
                        f"  {mfu}{r['peak_tensor_bytes'] / 2**30:.1f} GiB, loss {r['losses_nats'][0]:.2f} to "
                        f"{r['losses_nats'][-1]:.2f} nats" + (", recompute" if r["recompute"] else ""))
     for r in results["training"].get("table_2", []):
@@ -121,4 +128,4 @@ def summary_lines(out, names):
         if "ours_is_faster" in r and r["ours_is_faster"] < fastest.get(r["name"], r)["ours_is_faster"] + 1e-9:
             fastest[r["name"]] = r
     for name, r in fastest.items():
-        yield from row(f"against PyTorch: {name}", r["ours_is_faster"], TRAINING[name][2], "x", f"  {r['pytorch']}, {r['attention_kernel']}")
+        yield from row(f"against PyTorch: {name}", r["ours_is_faster"], TRAINING[name].rival, "x", f"  {r['pytorch']}, {r['attention_kernel']}")

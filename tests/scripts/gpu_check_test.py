@@ -28,7 +28,7 @@ def load(name):
 gpu_check, gpu_bundle = load("gpu_check"), load("gpu_bundle")
 
 
-def fake(name, code, limit_s=20):
+def fake(name, code, limit_s=300):
     """A stage whose command is a Python program; each line of JSON that it prints is a row."""
 
     def run(check, result):
@@ -72,7 +72,7 @@ class Stages(unittest.TestCase):
         child = self.out / "child"
         program = (f"import subprocess, time; print('{{\"a\": 1}}'); p = subprocess.Popen(['sleep', '600']); "
                    f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(600)")
-        code, _, results = self.run_main(fake("slow", program, limit_s=4), fake("next", "pass"))
+        code, _, results = self.run_main(fake("slow", program, limit_s=10), fake("next", "pass"))
         self.assertEqual(code, 1)
         self.assertIn("not done after", results["slow"]["reason"])
         self.assertEqual(results["slow"]["rows"], [{"a": 1}])
@@ -142,6 +142,14 @@ class Stages(unittest.TestCase):
             with self.assertRaises(SystemExit) as exit, contextlib.redirect_stderr(io.StringIO()):
                 self.run_main(*gpu_check.STAGES, arguments=arguments)
             self.assertEqual(exit.exception.code, 2)
+
+
+class Batches(unittest.TestCase):
+    def test_fewer_sequences_where_memory_is_smaller(self):
+        model = gpu_check.TRAINING["imagenet64/imagenet64-152m"]
+        self.assertEqual(gpu_check.batch_for(model, 141 << 30), 12)
+        self.assertEqual(gpu_check.batch_for(model, 80 << 30), 7)
+        self.assertEqual(gpu_check.batch_for(model, 8 << 30), 1)
 
 
 class Table(unittest.TestCase):
