@@ -72,6 +72,13 @@ struct View {
     return {first_position(i), i + 1 < key_end ? i + 1 : key_end};
   }
 
+  /// The first query i > j for which key j is too far back: first_position(i) > j from there on.
+  LACUNA_HOST_DEVICE int64_t end_of_reach(int64_t j) const {
+    const int64_t out_of_window = window < kUnbounded - j ? j + window : kUnbounded;
+    const int64_t next_segment = segment == kUnbounded ? kUnbounded : (j / segment + 1) * segment;
+    return out_of_window < next_segment ? out_of_window : next_segment;
+  }
+
   /// Whether query i meets key j.
   LACUNA_HOST_DEVICE bool has(int64_t i, int64_t j) const {
     return j <= i && j >= first_position(i) && j < key_end && keys(i % residues).has(j);
@@ -90,5 +97,20 @@ struct View {
     return residues == 1 && keys_of_group_0.first == 0 && keys_of_group_0.period == keys_of_group_0.width;
   }
 };
+
+/// Calls fn(group) for every group of queries below n that has position p among its keys. Group g has it if
+/// (p - first - g) mod period < width, so these groups are runs of up to `width` that end a multiple of `period` before
+/// p - first.
+template <class Fn>
+LACUNA_HOST_DEVICE void for_each_group_of(const View& view, int64_t p, int64_t n, const Fn& fn) {
+  const Strip& keys = view.keys_of_group_0;
+  const int64_t x = p - keys.first;
+  if (x < 0) return;
+  const int64_t last_group = view.groups(n) - 1 < x ? view.groups(n) - 1 : x;
+  for (int64_t end = x % keys.period; end - keys.width < last_group; end += keys.period) {
+    const int64_t begin = end < keys.width ? 0 : end - keys.width + 1;
+    for (int64_t group = begin; group <= end && group <= last_group; ++group) fn(group);
+  }
+}
 
 }  // namespace lacuna

@@ -1,0 +1,68 @@
+#pragma once
+// The tensor-core kernels of attention, in bf16 and f16: what a launch takes.
+
+#include "core/cuda/kernel.h"
+#include "ops/sparse_attention/cuda/launches.h"
+
+namespace lacuna::gpu {
+
+/// o and lse of the bands of `table`; with `merge` they hold the result of earlier bands, which these join.
+template <class T>
+struct ForwardTiles {
+  BandTable table;
+  HeadRows<const T> q, k, v;
+  HeadRows<T> o;
+  float* lse;  // [batch, n_heads, n]
+  int64_t n, n_heads;
+  int d_qk, d_v;
+  float scale;  // 1 / sqrt(d_qk)
+  bool merge;
+};
+
+/// The gradients that the bands of `table` contribute. `add`: to what dq, or dk and dv, hold; else they are written.
+template <class T>
+struct BackwardTiles {
+  BandTable table;
+  HeadRows<const T> q, k, v, o, d_o;
+  HeadRows<T> dq, dk, dv;
+  const float* lse;  // [batch, n_heads, n]
+  float* delta;      // [batch, n_heads, n]: sum over d_v of d_o * o; dq without `add` writes it
+  int64_t n, n_heads;
+  int d_qk, d_v;
+  float scale;
+  bool add;
+};
+
+/// Widths of a head that the kernels are compiled for: the first pair that holds a call's is used.
+///
+///   32, 32     ImageNet64, and narrower heads
+///   64, 64     enwik8, music
+///   64, 128    CIFAR-10, whose queries and keys have half the width
+///   128, 128   all others
+///
+/// Calls body.operator()<kQk, kV>().
+template <class Body>
+void with_widths(int d_qk, int d_v, const Body& body) {
+  if (d_qk <= 32 && d_v <= 32) return body.template operator()<32, 32>();
+  if (d_qk <= 64 && d_v <= 64) return body.template operator()<64, 64>();
+  if (d_qk <= 64) return body.template operator()<64, 128>();
+  body.template operator()<128, 128>();
+}
+
+inline constexpr int kMaxTileWidth = 128;
+inline constexpr int kTile = 64;  // rows of a tile
+
+/// T is __nv_bfloat16 or __half; d_qk and d_v are multiples of 8 up to kMaxTileWidth, rows start at multiples of 16
+/// bytes, and the table's bands of a head share their groups.
+template <class T>
+void forward_tiles(Stream stream, const ForwardTiles<T>& call, int64_t batch);
+
+/// dq, of bands that share their groups.
+template <class T>
+void backward_query_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch);
+
+/// dk and dv, of one band per head, of which every key belongs to one group.
+template <class T>
+void backward_key_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch);
+
+}  // namespace lacuna::gpu

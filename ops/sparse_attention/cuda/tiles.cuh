@@ -1,0 +1,205 @@
+#pragma once
+// What the tensor-core kernels of attention share. A tile is kTile rows of 16-bit numbers in shared memory; a block of
+// kThreads threads keeps one tile of rows (queries, or keys in the backward of keys) and streams over tiles of the
+// others. Warp w owns rows 16 w .. 16 w + 15, and skips every chunk of 16 streamed rows that none of its rows meets.
+//
+// A lane holds, of a [16][8] product in registers, rows g and g + 8 and columns t and t + 1 (PTX, mma.m16n8k16), with
+// g = lane / 4 and t = 2 (lane % 4): element e is row g + 8 (e / 2), column t + e % 2.
+
+#include "core/cuda/gpu.h"
+#include "ops/sparse_attention/cuda/tile_kernels.h"
+
+namespace lacuna::gpu {
+
+inline constexpr int kThreads = 128;
+inline constexpr int kChunk = 16;  // rows of a warp, and streamed rows that are skipped together
+inline constexpr float kLog2e = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+/// The address of the c-th eight numbers of row r of a tile [kTile][kWidth]. The eight rows that ldmatrix reads at once
+/// fall in eight different groups of banks.
+template <int kWidth, class T>
+__device__ __forceinline__ T* chunk_of(T* tile, int r, int c) {
+  static_assert(kWidth == 32 || kWidth % 64 == 0);
+  const int swizzled = kWidth == 32 ? c ^ (r >> 1 & 3) : c ^ (r & 7);
+  return tile + r * kWidth + swizzled * 8;
+}
+
+/// Starts to copy elements t, t + 1, ... of `strip`, up to `end`, of rows `stride` apart, to a tile. What lies past the
+/// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8.
+template <int kWidth, class T>
+__device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width, const Strip& strip,
+                                          int64_t t, int64_t end) {
+  constexpr int kPieces = kWidth / 8;
+#pragma unroll
+  for (int x = threadIdx.x; x < kTile * kPieces; x += kThreads) {
+    const int r = x / kPieces, c = x % kPieces;
+    const bool inside = t + r < end && c * 8 < width;
+    cp_async16(chunk_of<kWidth>(tile, r, c), inside ? rows + strip.position(t + r) * stride + c * 8 : rows, inside);
+  }
+}
+
+/// s += a b^T: 16 rows of tile a from `row` on, and those chunks of 16 rows of tile b whose bits are set.
+template <int kWidth, int kChunks, class T>
+__device__ __forceinline__ void multiply_rows(float (&s)[2 * kChunks][4], T* a, int row, T* b, int b_row,
+                                              unsigned chunks) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1  // more would only take registers for addresses
+  for (int c = 0; c < kWidth / 16; ++c) {
+    uint32_t rows[4];
+    ldmatrix_x4(rows, chunk_of<kWidth>(a, row + lane % 16, 2 * c + lane / 16));
+#pragma unroll
+    for (int x = 0; x < kChunks; ++x)
+      if (chunks >> x & 1) {
+        uint32_t columns[4];
+        const int r = b_row + x * kChunk + lane % 8 + lane / 16 * 8;
+        ldmatrix_x4(columns, chunk_of<kWidth>(b, r, 2 * c + lane / 8 % 2));
+        mma_16816<T>(s[2 * x], rows, columns[0], columns[1]);
+        mma_16816<T>(s[2 * x + 1], rows, columns[2], columns[3]);
+      }
+  }
+}
+
+/// y += p b: p [16][16] in registers, rounded to T, and 16 rows of tile b from `row` on.
+template <int kWidth, class T>
+__device__ __forceinline__ void add_product(float (&y)[kWidth / 8][4], const float (&left)[4], const float (&right)[4],
+                                            T* b, int row) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t p[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
+                         pack<T>(right[2], right[3])};
+#pragma unroll
+  for (int c = 0; c < kWidth / 16; ++c) {
+    uint32_t columns[4];
+    ldmatrix_x4_trans(columns, chunk_of<kWidth>(b, row + lane % 16, 2 * c + lane / 16));
+    mma_16816<T>(y[2 * c], p, columns[0], columns[1]);
+    mma_16816<T>(y[2 * c + 1], p, columns[2], columns[3]);
+  }
+}
+
+/// The sum, and the largest, of a value over the four lanes that share rows.
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ __forceinline__ float largest_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+/// Which streamed rows the rows of a tile meet: row r those in [begin[r], end[r]), whose ends never fall from row to
+/// row; in shared memory.
+struct TileRanges {
+  int begin[kTile], end[kTile];
+};
+
+/// What a warp needs of them.
+struct WarpRanges {
+  int begin[2], end[2];    // of this lane's rows
+  int any_begin, any_end;  // what some row of the warp meets
+  int all_begin, all_end;  // what all rows of the warp meet
+
+  __device__ __forceinline__ explicit WarpRanges(const TileRanges& tile) {
+    const int first = threadIdx.x / 32 * kChunk, last = first + kChunk - 1, row = first + threadIdx.x % 32 / 4;
+    for (int half = 0; half < 2; ++half) {
+      begin[half] = tile.begin[row + 8 * half];
+      end[half] = tile.end[row + 8 * half];
+    }
+    any_begin = tile.begin[first], any_end = tile.end[last];
+    all_begin = tile.begin[last], all_end = tile.end[first];
+  }
+
+  /// Bit x: whether the warp meets any, and all, of the streamed rows t + 16 x .. t + 16 x + 15.
+  __device__ __forceinline__ unsigned met(int t) const {
+    unsigned bits = 0;
+    for (int x = 0; x < kTile / kChunk; ++x)
+      if (t + x * kChunk < any_end && t + (x + 1) * kChunk > any_begin) bits |= 1u << x;
+    return bits;
+  }
+  __device__ __forceinline__ unsigned whole(int t) const {
+    unsigned bits = 0;
+    for (int x = 0; x < kTile / kChunk; ++x)
+      if (t + x * kChunk >= all_begin && t + (x + 1) * kChunk <= all_end) bits |= 1u << x;
+    return bits;
+  }
+  __device__ __forceinline__ bool has(int half, int t) const { return begin[half] <= t && t < end[half]; }
+};
+
+/// Fills `ranges` from range_of(r), the range of row r; rows from `count` on meet nothing. All threads of the block.
+template <class RangeOf>
+__device__ __forceinline__ void fill_ranges(TileRanges& ranges, int count, const RangeOf& range_of) {
+  const int r = threadIdx.x;
+  if (r >= kTile) return;
+  const Range range = range_of(r < count ? r : count - 1);
+  ranges.begin[r] = static_cast<int>(r < count ? range.begin : range.end);
+  ranges.end[r] = static_cast<int>(range.end);
+}
+
+/// Bit 4 c + e for element e of the c-th [16][8] product of the lane: skips(half, column), with the lane's row and the
+/// column among the streamed rows. Rare, so one loop and no unrolled copies.
+template <class Skips>
+__device__ __forceinline__ uint32_t skipped_bits(int columns, const Skips& skips) {
+  uint32_t bits = 0;
+#pragma unroll 1
+  for (int x = 0; x < columns / 2; ++x)
+    if (skips(x % 4 / 2, x / 4 * 8 + 2 * (threadIdx.x % 4) + x % 2)) bits |= 1u << x;
+  return bits;
+}
+
+/// The tile that a block of threads keeps.
+struct TileOfBlock {
+  const Band* bands;  // of the head
+  int begin, end;     // those that this launch computes, alike in their groups
+  int64_t head, batch, group;
+  int64_t row;  // the first row of the tile, in the list of the group
+  int count;    // rows of the tile; 0 if there are none
+
+  /// `rows_of(view, group)` is how many rows the list of a group has. Neighbouring blocks have the same rows of
+  /// neighbouring heads, then of neighbouring groups: they share lines of memory. The last rows go first: in causal
+  /// patterns they meet the most.
+  template <class RowsOf>
+  __device__ __forceinline__ TileOfBlock(const BandTable& table, int64_t n, const RowsOf& rows_of) {
+    const int64_t index = blockIdx.x, per_batch = table.tiles * table.n_heads;
+    const HeadBands& h = table.heads[index % table.n_heads];
+    const int64_t turn = index % per_batch / table.n_heads;
+    bands = table.bands + h.first;
+    begin = h.begin, end = h.end, head = h.head, batch = index / per_batch;
+    const View& view = bands[begin].view;
+    const int64_t groups = view.groups(n), tiles = (rows_of(view, 0) + kTile - 1) / kTile;
+    group = turn % groups;
+    row = (tiles - 1 - turn / groups) * kTile;
+    const int64_t rows = row < 0 ? 0 : lesser(kTile, rows_of(view, group) - row);
+    count = static_cast<int>(greater(0, rows));
+  }
+};
+
+/// The rows of a warp's result, times factor[half], rounded to T, to row r of the tile at `row_of(r)`, for r < count;
+/// 16 bytes at a time. `tile` [kTile][kWidth] is shared memory that no other warp uses meanwhile.
+template <int kWidth, class T, class RowOf>
+__device__ __forceinline__ void store_rows(const float (&y)[kWidth / 8][4], const float (&factor)[2], T* tile,
+                                           int count, int width, const RowOf& row_of) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kChunk;
+#pragma unroll
+  for (int c = 0; c < kWidth / 8; ++c)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T* const at = chunk_of<kWidth>(tile, first + lane / 4 + 8 * half, c) + 2 * (lane % 4);
+      *reinterpret_cast<uint32_t*>(at) = pack<T>(y[c][2 * half] * factor[half], y[c][2 * half + 1] * factor[half]);
+    }
+  __syncwarp();
+  constexpr int kPieces = kWidth / 8;
+#pragma unroll
+  for (int x = lane; x < kChunk * kPieces; x += 32) {
+    const int r = first + x / kPieces, c = x % kPieces;
+    if (r < count && c * 8 < width)
+      *reinterpret_cast<uint4*>(row_of(r) + c * 8) = *reinterpret_cast<const uint4*>(chunk_of<kWidth>(tile, r, c));
+  }
+}
+
+/// A block for each tile of every head of every batch entry.
+template <class Call>
+void launch_tiles(Stream stream, void (*kernel)(Call), const Call& call, int64_t batch, size_t shared_bytes) {
+  const int64_t blocks = batch * call.table.tiles * call.table.n_heads;
+  launch(stream, kernel, dim3(grid_of(blocks, "sparse_attention")), dim3(kThreads), shared_bytes, call);
+}
+
+}  // namespace lacuna::gpu

@@ -1,0 +1,228 @@
+// The attention kernels of a GPU, run by the emulator, against dense attention under the mask in f64.
+
+#include "ops/sparse_attention/sparse_attention.h"
+
+#include <doctest/doctest.h>
+#include <rapidcheck.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/cuda/gpu.h"
+#include "ops/sparse_attention/cuda/launches.h"
+#include "ops/sparse_attention/kernels.h"
+#include "tests/ops/sparse_attention/dense_masked.h"
+#include "tests/ops/sparse_attention/random_patterns.h"
+
+using namespace lacuna;
+using namespace lacuna::test;
+
+namespace {
+
+// Sanitizers slow the emulator down by 8 (addresses) and 50 times (threads): they get a share of the cases.
+#if defined(__SANITIZE_THREAD__)
+constexpr int kShare = 20;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr int kShare = 5;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr int kShare = 20;
+#elif __has_feature(address_sanitizer)
+constexpr int kShare = 5;
+#else
+constexpr int kShare = 1;
+#endif
+#else
+constexpr int kShare = 1;
+#endif
+
+const int kRandomCases = setenv("RC_PARAMS", concat("max_success=", 40 / kShare).c_str(), /*overwrite=*/0);
+
+template <class T>
+Tensor on_device(const std::vector<T>& x, const Shape& shape) {
+  return to_device(from_vector(x, shape), kCuda);
+}
+
+template <class T>
+Result<T> run_on_device(const Case& c) {
+  const Inputs<T> in(c);
+  const Shape shape_qk{c.batch, c.n, c.n_heads * c.d_qk}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
+  const Variable q(on_device(in.q, shape_qk), true), k(on_device(in.k, shape_qk), true),
+      v(on_device(in.v, shape_v), true);
+  const Variable o = sparse_attention(q, k, v, c.pattern, c.n_heads);
+  backward(o, on_device(in.d_o, shape_v));
+  return {to_vector<T>(o.value()), to_vector<T>(q.grad()), to_vector<T>(k.grad()), to_vector<T>(v.grad())};
+}
+
+/// How many launches write each number of o and dq, and of dk and dv, at most.
+struct Passes {
+  double queries = 1, keys = 1;
+};
+Passes passes_of(const Case& c) {
+  Passes most;
+  for (int64_t h = 0; h < c.n_heads; ++h) {
+    const std::vector<Part> parts = parts_of(c.pattern.for_head(h));
+    double runs = 1;
+    for (size_t p = 1; p < parts.size(); ++p) runs += parts[p].view.residues != parts[p - 1].view.residues;
+    most.queries = std::max(most.queries, runs);
+    most.keys = std::max(most.keys, static_cast<double>(parts.size()));
+  }
+  return most;
+}
+
+/// f32 as on the CPU. Tensor cores take p and ds rounded to T, a launch that adds to an earlier one's result rounds
+/// that once more, and ds has delta's error, which comes from an o that was rounded to T.
+template <class T>
+bool is_exact(const Case& c) {
+  const double tolerance = 8 * 1.2e-7, rounding = sizeof(T) == 2 ? kRounding<T>.relative : 0;
+  const Passes passes = passes_of(c);
+  const double of_ds = 1 + (passes.queries + 1);
+  const Result<T> ours = run_on_device<T>(c);
+  const Exact exact = dense_masked<T>(c);
+  return near(ours.o, exact.value.o, exact.size.o, tolerance + passes.queries * rounding) &&
+         near(ours.dq, exact.value.dq, exact.size.dq, tolerance + (of_ds + passes.queries - 1) * rounding) &&
+         near(ours.dk, exact.value.dk, exact.size.dk, tolerance + (of_ds + passes.keys - 1) * rounding) &&
+         near(ours.dv, exact.value.dv, exact.size.dv, tolerance + passes.keys * rounding);
+}
+
+/// A pattern whose keys belong to several groups of queries: no built-in one is like that.
+struct Shared {
+  static constexpr std::string_view name = "shared_keys";
+  static std::vector<Field<Shared>> fields() { return {}; }
+  bool operator()(int64_t i, int64_t j) const { return j <= i && j >= i % 2 && (j - i % 2) % 3 < 2; }
+  std::vector<View> views() const {
+    View view;
+    view.residues = 2;
+    view.keys_of_group_0 = {0, 3, 2};
+    return {view};
+  }
+  friend bool operator==(const Shared&, const Shared&) = default;
+};
+
+/// Every kind of pattern and composition, with n across tiles and chunks, and every pair of widths that is compiled.
+std::vector<Case> device_cases() {
+  return {{1, 1, 1, 8, 8, layer("dense")},
+          {2, 65, 1, 16, 8, layer("dense")},
+          {1, 130, 1, 64, 64, layer("dense")},
+          {1, 97, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
+          {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},
+          {1, 200, 2, 32, 32, layer("local(window=25) + column(stride=25)")},
+          {1, 250, 4, 24, 40, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
+          {1, 201, 1, 104, 72, layer("fixed_block(stride=100) + fixed_summary(stride=100, c=7)")},
+          {1, 150, 2, 8, 16, layer("column(stride=10) + fixed_summary(stride=30, c=4, sub_blocks=2)")},
+          {1, 170, 2, 56, 128, layer("fixed_summary(stride=8, c=2) | fixed_block(stride=70)")},
+          {1, 40, 1, 8, 8, layer("column(stride=1099511627776) + local(window=1099511627776)")},
+          {1, 48, 1, 8, 8, layer("fixed_block(stride=47) + column(stride=2)")},
+          {1, 97, 3, 16, 8, layer("dense + local(window=5) + column(stride=3)")},
+          {1, 140, 1, 8, 8, layer("global(n=90) + local(window=33)")},
+          {1, 230, 1, 32, 24, layer("dilated(window=20, dilation=7) + local(window=20) + global(n=9)")},
+          {1, 260, 1, 16, 16, layer("longnet(w=64:512, r=1:8)")},
+          {1, 190, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=70)")},
+          {1, 90, 1, 5, 3, layer("fixed_block(stride=20) + global(n=18) + column(stride=3)")},
+          {1, 50, 1, 136, 8, layer("local(window=9)")},
+          {2, 70, 2, 16, 16, LayerPattern{{{Shared{}}}}},
+          {1, 100, 1, 16, 16, LayerPattern{{{Local{10}, Shared{}}}}}};
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("sparse_attention on a GPU: equals dense attention under the mask", T, float, bf16, f16) {
+  const std::vector<Case> cases = device_cases();
+  for (size_t i = 0; i < cases.size(); i += 1 + kShare / 10) {
+    CAPTURE(to_string(AttentionPattern{{cases[i].pattern}}));
+    CHECK(is_exact<T>(cases[i]));
+  }
+}
+
+TEST_CASE_TEMPLATE("sparse_attention on a GPU: any pattern, any n", T, float, bf16, f16) {
+  CHECK(rc::check([] {
+    const int64_t n_heads = *rc::gen::inRange(1, 4), width = sizeof(T) == 2 ? 8 : 1;
+    const Case c{*rc::gen::inRange(1, 3),
+                 *rc::gen::inRange(1, kShare == 1 ? 301 : 131),
+                 n_heads,
+                 width * *rc::gen::inRange(1, 17),
+                 width * *rc::gen::inRange(1, 17),
+                 random_layer(90, n_heads)};
+    RC_LOG() << to_string(AttentionPattern{{c.pattern}}) << " batch " << c.batch << " n " << c.n << " heads "
+             << c.n_heads << " widths " << c.d_qk << ' ' << c.d_v;
+    RC_ASSERT(is_exact<T>(c));
+  }));
+}
+
+TEST_CASE("sparse_attention on a GPU: the same bits in any order of threads") {
+  const Case c{1, 150, 2, 32, 64, layer("local(window=25) + column(stride=25) | fixed_summary(stride=16, c=3)")};
+  const emulation::Schedule before = emulation::schedule();
+  const Result<bf16> first = run_on_device<bf16>(c);
+  for (const uint64_t seed : {11, 12}) {
+    emulation::schedule() = {emulation::Schedule::Order::random, seed};
+    const Result<bf16> again = run_on_device<bf16>(c);
+    const auto same = [](const std::vector<bf16>& a, const std::vector<bf16>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(bf16)) == 0;
+    };
+    CHECK((same(first.o, again.o) && same(first.dq, again.dq) && same(first.dk, again.dk) && same(first.dv, again.dv)));
+  }
+  emulation::schedule() = before;
+}
+
+TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once share a bank") {
+  const uint64_t before = emulation::counters().bank_conflicts, phases = emulation::counters().ldmatrix_phases;
+  for (const auto& [d_qk, d_v] : {std::pair(32, 32), std::pair(64, 64), std::pair(64, 128), std::pair(128, 128)})
+    run_on_device<f16>({1, 100, 1, d_qk, d_v, layer("dense")});
+  CHECK(emulation::counters().ldmatrix_phases > phases);
+  CHECK(emulation::counters().bank_conflicts == before);
+}
+
+TEST_CASE("sparse_attention on a GPU: scores far apart give finite numbers") {
+  const Case c{1, 64, 1, 8, 8, layer("local(window=40) + column(stride=8)")};
+  Inputs<bf16> in(c);
+  for (bf16& x : in.k) x = bf16(1e4f * x);
+  const Shape shape{1, 64, 8};
+  const Variable q(on_device(in.q, shape), true), k(on_device(in.k, shape), true), v(on_device(in.v, shape), true);
+  const Variable o = sparse_attention(q, k, v, c.pattern, 1);
+  backward(o, on_device(in.d_o, shape));
+  for (const Tensor& t : {o.value(), q.grad(), k.grad(), v.grad()})
+    for (const bf16 x : to_vector<bf16>(t)) CHECK(std::isfinite(static_cast<float>(x)));
+}
+
+TEST_CASE("sparse_attention on a GPU: what it cannot compute is named") {
+  const auto attend = [](DType dtype, int64_t width) {
+    const Variable x(zeros({1, 2, width}, dtype, kCuda));
+    sparse_attention(x, x, x, layer("dense"), 1);
+  };
+  CHECK_THROWS_WITH_AS(attend(DType::f64, 4), "sparse_attention: on a GPU dtype must be f32, bf16 or f16, got f64",
+                       Error);
+  CHECK_THROWS_WITH_AS(attend(DType::f32, 1500),
+                       "sparse_attention: d_qk + d_v must be at most 2048 on a GPU, got 1500 + 1500", Error);
+}
+
+TEST_CASE("keys_of and queries_of of bands are those of the parts, each the other's transpose") {
+  const auto bands_are_parts = [](const PatternUnion& patterns, int64_t n) {
+    AttentionProblem problem{1, n, 1, 1, 1, {parts_of(patterns)}};
+    const std::vector<Part>& parts = problem.heads[0];
+    const gpu::BandTable table = gpu::passes_of(problem, gpu::Cut::head, 1).at(0).at(0);
+    for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
+      const View& view = parts[p].view;
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t group = i % view.residues;
+        const Range ours = gpu::keys_of(table.bands, p, group, i), theirs = parts[p].keys_of(group, i);
+        if (ours.begin != theirs.begin || ours.end != theirs.end) return false;
+        for (int64_t t = 0; t < view.keys(group).rank(n); ++t) {
+          const int64_t j = view.keys(group).position(t);
+          const Range queries = gpu::queries_of(table.bands, p, j, n);
+          if ((queries.begin <= i && i < queries.end) != (ours.begin <= t && t < ours.end)) return false;
+          if (j <= i && gpu::skips(table.bands, p, i, j) != parts[p].skips(i, j)) return false;
+        }
+      }
+      Range last;
+      for (int64_t j = 0; j < n; ++j) {
+        const Range queries = gpu::queries_of(table.bands, p, j, n);
+        if (queries.begin < last.begin || queries.end < last.end) return false;
+        last = queries;
+      }
+    }
+    return true;
+  };
+  for (const Case& c : device_cases()) CHECK(bands_are_parts(c.pattern.for_head(0), c.n));
+  CHECK(rc::check([&] { RC_ASSERT(bands_are_parts(random_union(40, 1), *rc::gen::inRange(1, 100))); }));
+}
