@@ -35,24 +35,16 @@ std::string cpu_description() {
   return concat(model, ", ", threads(), threads() == 1 ? " thread" : " threads");
 }
 
-// Until the kernels of attention are in the tree a GPU cannot train, and nobody shall get one by `auto`.
-#if __has_include("ops/sparse_attention/cuda/row_kernels.h")
-constexpr bool kGpuAttention = true;
-#else
-constexpr bool kGpuAttention = false;
-#endif
-
 Device choose_device(const std::string& name, DType dtype) {
   if (name == "cpu") return kCpu;
   const bool computes = dtype != DType::f64;
   if (name == "cuda") {
     check(gpu::device_count() > 0, "--device cuda: ", gpu::why_no_device(), "; use --device auto or cpu");
     gpu::check_usable(kCuda);
-    check(kGpuAttention, "--device cuda: this version has no attention for a GPU; use --device auto or cpu");
     check(computes, "--device cuda: a GPU computes in f32, bf16 and f16, got --dtype ", dtype, "; use --device cpu");
     return kCuda;
   }
-  if (!kGpuAttention || gpu::device_count() == 0 || !computes) return kCpu;
+  if (gpu::device_count() == 0 || !computes) return kCpu;
   try {
     gpu::check_usable(kCuda);
   } catch (const Error&) {
