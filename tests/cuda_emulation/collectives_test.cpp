@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstddef>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -18,6 +20,22 @@ __global__ void index_kernel(uint32_t* out) {
   const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
   out[block * blockDim.x * blockDim.y * blockDim.z + thread] = block << 16 | thread;
+}
+
+/// Parameters with padding, as g++ 12 cleared them in other places when a closure carried them.
+struct PaddedParameters {
+  struct {
+    int64_t numbers[7];
+    uint32_t bits[2];
+  } rows[32];
+  int16_t shorts[64][4];
+  float scale;
+  bool flag;
+};
+
+__global__ void count_ones_kernel(const __grid_constant__ PaddedParameters parameters, int* out) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&parameters);
+  for (size_t i = 0; i < offsetof(PaddedParameters, flag); ++i) *out += bytes[i] == 1;
 }
 
 // Each thread hands its number to the one `shift` further on.
@@ -130,6 +148,14 @@ TEST_CASE("emulator: blocks and threads know their indices") {
   gpu::launch(Stream{}, index_kernel, grid, block, 0, out.data());
   for (uint32_t b = 0; b < 12; ++b)
     for (uint32_t t = 0; t < 60; ++t) REQUIRE(out[b * 60 + t] == (b << 16 | t));
+}
+
+TEST_CASE("emulator: parameters arrive whole, whatever their padding") {
+  PaddedParameters parameters;
+  std::memset(&parameters, 1, sizeof(parameters));
+  int ones = 0;
+  gpu::launch(Stream{}, count_ones_kernel, dim3(1), dim3(1), 0, parameters, &ones);
+  CHECK(ones == offsetof(PaddedParameters, flag));
 }
 
 TEST_CASE("emulator: what was written before a barrier is read after it") {
