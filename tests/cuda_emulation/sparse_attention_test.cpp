@@ -37,7 +37,7 @@ constexpr int kShare = 1;
 constexpr int kShare = 1;
 #endif
 
-const int kRandomCases = setenv("RC_PARAMS", concat("max_success=", 40 / kShare).c_str(), /*overwrite=*/0);
+const int kRandomCases = setenv("RC_PARAMS", concat("max_success=", 30 / kShare).c_str(), /*overwrite=*/0);
 
 template <class T>
 Tensor on_device(const std::vector<T>& x, const Shape& shape) {
@@ -129,17 +129,19 @@ std::vector<Case> device_cases() {
 
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: equals dense attention under the mask", T, float, bf16, f16) {
   const std::vector<Case> cases = device_cases();
-  for (size_t i = 0; i < cases.size(); i += 1 + kShare / 10) {
+  if (kShare > 10 && std::is_same_v<T, f16>) return;  // the kernels of bf16
+  for (size_t i = 0; i < cases.size(); i += 1 + kShare / 5) {
     CAPTURE(to_string(AttentionPattern{{cases[i].pattern}}));
     CHECK(is_exact<T>(cases[i]));
   }
 }
 
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: any pattern, any n", T, float, bf16, f16) {
+  if (kShare > 10 && std::is_same_v<T, f16>) return;
   CHECK(rc::check([] {
     const int64_t n_heads = *rc::gen::inRange(1, 4), width = sizeof(T) == 2 ? 8 : 1;
     const Case c{*rc::gen::inRange(1, 3),
-                 *rc::gen::inRange(1, kShare == 1 ? 301 : 131),
+                 *rc::gen::inRange(1, kShare == 1 ? 201 : 101),
                  n_heads,
                  width * *rc::gen::inRange(1, 17),
                  width * *rc::gen::inRange(1, 17),
@@ -151,7 +153,7 @@ TEST_CASE_TEMPLATE("sparse_attention on a GPU: any pattern, any n", T, float, bf
 }
 
 #if !LACUNA_ON_GPU
-TEST_CASE("sparse_attention on a GPU: the same bits in any order of threads") {
+TEST_CASE("sparse_attention on a GPU: the same bits in any order of threads" * doctest::skip(kShare > 10)) {
   const Case c{1, 150, 2, 32, 64, layer("local(window=25) + column(stride=25) | fixed_summary(stride=16, c=3)")};
   const emulation::Schedule before = emulation::schedule();
   const Result<bf16> first = run_on_device<bf16>(c);
@@ -166,7 +168,8 @@ TEST_CASE("sparse_attention on a GPU: the same bits in any order of threads") {
   emulation::schedule() = before;
 }
 
-TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once share a bank") {
+TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once share a bank" *
+          doctest::skip(kShare > 10)) {
   const uint64_t before = emulation::counters().bank_conflicts, phases = emulation::counters().ldmatrix_phases;
   for (const auto& [d_qk, d_v] : {std::pair(32, 32), std::pair(64, 64), std::pair(64, 128), std::pair(128, 128)})
     run_on_device<f16>({1, 100, 1, d_qk, d_v, layer("dense")});
