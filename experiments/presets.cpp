@@ -126,7 +126,7 @@ ModelConfig enwik8_laptop(const std::string& attention) {
 }
 
 TrainConfig enwik8_laptop_recipe() {
-  return {.steps = 2000,
+  return {.steps = 1500,
           .batch = 8,
           .lr = 3e-3,
           .warmup_steps = 100,
