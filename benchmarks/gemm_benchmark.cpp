@@ -1,4 +1,4 @@
-// Matrix products at the shapes of the models: oneDNN's f32, ours in f64, and OpenBLAS where the machine has it.
+// Matrix products at the shapes of the models: f32 and f64 as the models call them, and OpenBLAS where the machine has it.
 //
 //   gemm_benchmark [--seconds=0.5] [--f64]
 //
@@ -95,7 +95,7 @@ int main(int argc, char** argv) {
   const OpenBlas openblas;
   fmt::print("threads {}, rival {}\n", omp_get_max_threads(),
              openblas.found() ? openblas.name() : "none: no libopenblas.so.0");
-  fmt::print("{:<8} {:>6} {:>5} {:>5}   {:>17}{}{}\n", "product", "m", "n", "k", "oneDNN best median",
+  fmt::print("{:<8} {:>6} {:>5} {:>5}   {:>17}{}{}\n", "product", "m", "n", "k", "ours best median",
              openblas.found() ? "  OpenBLAS best median" : "", f64 ? "   f64 best median" : "");
   for (const Product& p : kProducts) {
     const Tensor a = full({p.m, p.k}, DType::f32, 0.5), b = full({p.k, p.n}, DType::f32, 0.25);

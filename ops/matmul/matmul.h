@@ -12,9 +12,9 @@ namespace lacuna {
 ///   bias    [d_out]                     same; may be undefined: no bias
 ///
 /// Beside bf16 and f16 the weight is rounded to the dtype of x; products are summed in f32 and y is rounded once, and
-/// so are the gradients of x; those of weight and bias stay f32. On the CPU f32 runs on oneDNN, f64 on a plain blocked
-/// loop. The weight's gradient is added straight into its buffer when it has one. Throws Error when shapes, dtypes or
-/// devices disagree.
+/// so are the gradients of x; those of weight and bias stay f32. On the CPU f32 runs on oneDNN with AVX-512, on tiles
+/// of our own below it, f64 on a plain blocked loop. The weight's gradient is added straight into its buffer when it
+/// has one. Throws Error when shapes, dtypes or devices disagree.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
 /// c = a b for two matrices: a [m, k], b [k, n], c [m, n], all of one dtype. Errors as in linear.

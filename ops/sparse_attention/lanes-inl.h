@@ -15,14 +15,7 @@
 #include <cstring>
 
 #include "ops/sparse_attention/tiles_cpu.h"
-
-#ifndef LACUNA_UNROLL
-#if HWY_COMPILER_CLANG
-#define LACUNA_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define LACUNA_UNROLL _Pragma("GCC unroll 16")
-#endif
-#endif
+#include "ops/unroll.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace lacuna::cpu::HWY_NAMESPACE {

@@ -3,7 +3,9 @@
 #include <array>
 
 #include "autograd/gradcheck.h"
+#include "ops/matmul/gemm_cpu.h"
 #include "tests/support/expect_error.h"
+#include "tests/support/simd_targets.h"
 #include "tests/support/tensors.h"
 
 namespace lacuna::test {
@@ -51,7 +53,8 @@ std::vector<Tensor> random_inputs(int64_t rows, int64_t d_in, int64_t d_out, DTy
 
 TEST_CASE_TEMPLATE("gemm: every transposition, distance between rows, alpha and beta", T, float, double) {
   const double rounding = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
-  const std::vector<std::array<int64_t, 3>> sizes{{1, 1, 1}, {5, 3, 0}, {3, 67, 31}, {65, 64, 129}, {70, 5, 300}};
+  const std::vector<std::array<int64_t, 3>> sizes{{1, 1, 1},     {5, 3, 0},    {3, 67, 31},
+                                                  {65, 64, 129}, {70, 5, 300}, {103, 37, 1061}};
   for (const auto& size : sizes)
     for (const bool ta : {false, true})
       for (const bool tb : {false, true})
@@ -71,6 +74,33 @@ TEST_CASE_TEMPLATE("gemm: every transposition, distance between rows, alpha and 
           const double terms = static_cast<double>(k);
           CHECK(max_distance(c, expected) <= rounding * (terms + 2.0) * (25.0 * terms + 10.0));
         }
+}
+
+TEST_CASE("tiled_gemm: every transposition, edge and bias on every instruction set, the same bits on any threads") {
+  const std::vector<std::array<int64_t, 3>> sizes{{1, 1, 1}, {5, 33, 7}, {97, 17, 257}, {103, 300, 1061}};
+  for (const auto& size : sizes)
+    for (const bool ta : {false, true})
+      for (const bool tb : {false, true}) {
+        const int64_t m = size[0], n = size[1], k = size[2];
+        const Tensor a = random_tensor({ta ? k : m, ta ? m : k}, DType::f32, 1),
+                     b = random_tensor({tb ? n : k, tb ? k : n}, DType::f32, 2),
+                     bias = random_tensor({n}, DType::f32, 3);
+        const Tensor expected = empty({m, n}, DType::f64);
+        for (int64_t i = 0; i < m * n; ++i) expected.data<double>()[i] = bias.data<float>()[i % n];
+        reference_gemm<double>(ta, tb, m, n, k, 1.0, to_dtype(a, DType::f64).data<double>(), a.dim(1),
+                               to_dtype(b, DType::f64).data<double>(), b.dim(1), 1.0, expected.data<double>(), n);
+        const auto product = [&] {
+          const Tensor c = full({m, n}, DType::f32, std::numeric_limits<double>::quiet_NaN());
+          cpu::tiled_gemm(ta, tb, m, n, k, 1.0f, a.data<float>(), a.dim(1), b.data<float>(), b.dim(1), 0.0f,
+                          bias.data<float>(), c.data<float>(), n);
+          return std::vector<Tensor>{c};
+        };
+        CAPTURE(concat(m, ' ', n, ' ', k, ' ', ta, tb));
+        const double terms = static_cast<double>(k);
+        for_each_simd_target(
+            [&] { CHECK(max_distance(product()[0], expected) <= 0x1p-24 * (terms + 2.0) * (25.0 * terms + 10.0)); });
+        expect_same_bits_on_any_threads(product);
+      }
 }
 
 TEST_CASE("linear: f64 is the formula") {
