@@ -89,7 +89,7 @@ void PackRows(const float* x, int64_t ldx, int64_t cols, int64_t begin, int64_t 
     float* to = panels + k * kPanelRows;
     int64_t j = 0;
     for (; j + kPanelRows <= cols; j += kPanelRows, to += distance)
-      for (int64_t c = 0; c < kPanelRows; ++c) to[c] = from[j + c];
+      hwy::CopyBytes<kPanelRows * sizeof(float)>(from + j, to);
     for (; j < cols; ++j) *to++ = from[j];
   }
 }
