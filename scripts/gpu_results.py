@@ -50,7 +50,8 @@ class Result:
 
     def __init__(self, path, stage, limit_s):
         self.path, self.start = path, time.monotonic()
-        self.data = {"stage": stage, "status": "running", "limit_s": round(limit_s), "rows": []}
+        self.data = {"stage": stage, "status": "running", "limit_s": round(limit_s),
+                     "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commands": [], "rows": []}
         self.save()
 
     def save(self):
