@@ -138,6 +138,16 @@ TEST_CASE("pattern: the view lists exactly the keys of the predicate, as often a
   }));
 }
 
+TEST_CASE("pattern: multiplicities are of the keys asked for and no other") {
+  int64_t counts[] = {7, 7, 7, 7, 7};
+  Pattern(Local{2}).multiplicities(5, 3, 7, counts);
+  CHECK(counts[0] == 0);  // key 3
+  CHECK(counts[1] == 1);
+  CHECK(counts[2] == 1);
+  CHECK(counts[3] == 0);
+  CHECK(counts[4] == 7);  // not asked for
+}
+
 TEST_CASE("strip: rank counts the elements before a position") {
   CHECK(rc::check([] {
     Strip strip;
@@ -261,10 +271,9 @@ TEST_CASE("pattern: a mistake in the text is named") {
   CHECK(error("longnet(w=4:0, r=1:1)") == "longnet: w must be at least 1, got 0");
   CHECK(error("local(window=4:8)") == "local: expected ',' or ')', got ':8)'");
   CHECK(error("colum(stride=8)") == "attention: no pattern is called 'colum'; did you mean 'column'?");
-  CHECK(
-      error("fixed(stride=8)")
-          .starts_with(
-              "attention: no pattern is called 'fixed'; there are dense, local, dilated, column, fixed_block, "));
+  CHECK(error("fixed(stride=8)")
+            .starts_with(
+                "attention: no pattern is called 'fixed'; there are dense, local, dilated, column, fixed_block, "));
   CHECK(error("local(widow=8)") == "local: no field is called 'widow'; did you mean 'window'?");
   CHECK(error("dense(stride=8)") == "dense: no field is called 'stride'");
   CHECK(error("column") == "column: stride is missing, as in column(stride=128)");
