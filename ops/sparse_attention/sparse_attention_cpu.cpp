@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/allocator.h"
+#include "ops/sparse_attention/chunks_cpu.h"
 #include "ops/sparse_attention/kernels.h"
 #include "ops/sparse_attention/rows_cpu.h"
 #include "ops/sparse_attention/slicing_cpu.h"
@@ -140,49 +141,43 @@ void forward_tiles(const AttentionProblem& problem, const AttentionSaved& saved)
   if (saved.o.dtype() != DType::f32) copy(o, saved.o);
 }
 
-/// A slice of queries, a slab of keys, and whether this is the first time that they are met.
-struct Block {
-  int64_t b, h, heads;
-  const Part* part;
-  int64_t group;
-  Range rows, keys;
-  bool first;
-};
-
 /// Calls task(block, next) for each pair of slice and slab that may share a pair of positions, of each part of each
-/// head of each batch entry, phase by phase; `next` is the block that follows, or null. Every query of a head, and
-/// every key of every group, is in one block that is the first to meet it.
-template <class Task>
-void for_each_block(const AttentionProblem& problem, const Task& task) {
+/// head of each batch entry, phase by phase; `next` is the block that follows, or null. Every query of a head is in one
+/// block that is the first to meet it, and so is every key of every group, unless the part is cut into chunks.
+template <class T, class Task>
+void for_each_block(const AttentionProblem& problem, const AttentionGrads& grads, const Task& task) {
   for (size_t m = 0; m < most_parts(problem); ++m) {
-    const std::vector<Slicing> heads = slicings_of(problem, m, backward_slicing);
+    std::vector<Slicing> heads = slicings_of(problem, m, backward_slicing);
+    take_chunked_parts<T>(problem, heads, m == 0, grads, task);
     int64_t phases = m == 0 ? 1 : 0;
     for (const Slicing& slicing : heads)
       if (slicing.part != nullptr) phases = std::max(phases, slicing.phases());
     for (int64_t phase = 0; phase < phases; ++phase) {
       const auto block_of = [&](const Slice& x) {
         const Slicing& slicing = *x.slicing;
-        return Block{x.b,
-                     x.h,
-                     slicing.heads,
-                     slicing.part,
-                     x.group,
-                     slicing.slice(x.group, x.s),
-                     slicing.slab(x.group, x.s - phase),
-                     m == 0 && phase == 0};
+        return Block<T>{x.b,
+                        x.h,
+                        slicing.heads,
+                        slicing.part,
+                        x.group,
+                        slicing.slice(x.group, x.s),
+                        slicing.slab(x.group, x.s - phase),
+                        m == 0 && phase == 0,
+                        sums_of_head<T>(problem, grads, x.b, x.h)};
       };
       for_each_slice(problem, heads, phase, [&](const Slice& slice, const std::optional<Slice>& next) {
-        const Block block = block_of(slice), following = block_of(next.value_or(slice));
+        const Block<T> block = block_of(slice), following = block_of(next.value_or(slice));
         task(block, next ? &following : nullptr);
       });
     }
   }
 }
 
-/// Whether each position is a key of exactly one group.
+/// Whether each position is a key of exactly one group. Of no such part dk and dv are begun in chunks.
 bool keys_are_all_positions(const View& view) {
   const Strip& keys = view.keys_of_group_0;
-  return keys.first == 0 && keys.period == view.residues * keys.width && (keys.width == 1 || view.residues == 1);
+  return view.key_end == kUnbounded && keys.first == 0 && keys.period == view.residues * keys.width &&
+         (keys.width == 1 || view.residues == 1);
 }
 
 void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
@@ -201,17 +196,17 @@ void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved
     fill(sums.dk, 0.0);
     fill(sums.dv, 0.0);
   }
-  const auto task_of = [&](const Block& x) {
+  const auto task_of = [&](const Block<float>& x) {
     HeadSequence head = head_sequence(problem, saved, x.b, x.h);
     head.saved_o = head_rows(problem, saved.o, x.b, x.h);
     head.d_o = head_rows(problem, d_o, x.b, x.h);
     head.delta = delta.data<float>() + (x.b * problem.n_heads + x.h) * problem.n;
     head.dq = head_rows_f32(problem, sums.dq, x.b, x.h);
-    head.dk = head_rows_f32(problem, sums.dk, x.b, x.h);
-    head.dv = head_rows_f32(problem, sums.dv, x.b, x.h);
+    head.dk = {x.sums.dk, x.sums.row_qk, problem.d_qk};
+    head.dv = {x.sums.dv, x.sums.row_v, problem.d_v};
     return BackwardTask{head, x.heads, x.part, x.group, x.rows, x.keys, {x.first, x.first && begin_keys}};
   };
-  for_each_block(problem, [&](const Block& block, const Block* next) {
+  for_each_block<float>(problem, sums, [&](const Block<float>& block, const Block<float>* next) {
     const BackwardTask task = task_of(block), following = task_of(next != nullptr ? *next : block);
     backward_block(task, next != nullptr ? &following : nullptr, scratch.of_this_thread());
   });
@@ -243,8 +238,8 @@ void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, 
   const int64_t row_qk = problem.n_heads * problem.d_qk, row_v = problem.n_heads * problem.d_v;
   const double scale = 1 / std::sqrt(static_cast<double>(problem.d_qk));
   for (const Tensor& grad : {grads.dq, grads.dk, grads.dv}) fill(grad, 0.0);
-  for_each_block(problem, [&](const Block& block, const Block*) {
-    const auto& [b, first_head, heads, part_of, group, rows, slab, first] = block;
+  for_each_block<double>(problem, grads, [&](const Block<double>& block, const Block<double>*) {
+    const auto& [b, first_head, heads, part_of, group, rows, slab, first, sums] = block;
     const Part& part = *part_of;
     for (int64_t h = first_head; h < first_head + heads; ++h) {
       const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
@@ -257,12 +252,14 @@ void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, 
         const double delta = dot(saved.o.data<double>() + oi, g, problem.d_v);
         for (int64_t t = std::max(keys.begin, slab.begin); t < std::min(keys.end, slab.end); ++t) {
           const int64_t j = part.view.keys(group).position(t), kj = at_qk + j * row_qk, vj = at_v + j * row_v;
+          double* const dk = sums.dk + (h - first_head) * problem.d_qk + j * sums.row_qk;
+          double* const dv = sums.dv + (h - first_head) * problem.d_v + j * sums.row_v;
           if (part.skips(i, j)) continue;
           const double* const k = saved.k.data<double>() + kj;
           const double p = std::exp(scale * dot(q, k, problem.d_qk) - lse[i]);
           const double ds = scale * p * (dot(g, saved.v.data<double>() + vj, problem.d_v) - delta);
-          axpy(p, g, grads.dv.data<double>() + vj, problem.d_v);
-          axpy(ds, q, grads.dk.data<double>() + kj, problem.d_qk);
+          axpy(p, g, dv, problem.d_v);
+          axpy(ds, q, dk, problem.d_qk);
           axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
         }
       }
