@@ -48,8 +48,7 @@ class Rng {
  public:
   static constexpr int kScheme = 1;
 
-  Rng(uint64_t seed, RandomPurpose purpose)
-      : key_(hash_key(seed, purpose)) {}
+  Rng(uint64_t seed, RandomPurpose purpose) : key_(hash_key(seed, purpose)) {}
 
   /// The logical place of a group of four numbers.
   struct Place {
@@ -73,7 +72,10 @@ class Rng {
   LACUNA_HOST_DEVICE Philox::Key key() const { return key_; }
 
   /// Element `index` of an endless sequence at `place`, uniform in [0, 1) with 53 random bits.
-  double uniform(Place place, int64_t index) const;
+  LACUNA_HOST_DEVICE double uniform(Place place, int64_t index) const {
+    const Philox::Block b = bits(place, index / 2);
+    return index % 2 == 0 ? to_unit(b.word[0], b.word[1]) : to_unit(b.word[2], b.word[3]);
+  }
 
   /// Element `index` of a sequence at `place`, standard normal (Box-Muller).
   double normal(Place place, int64_t index) const;
@@ -84,6 +86,10 @@ class Rng {
         {{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32), static_cast<uint32_t>(purpose), 0}},
         {{0x4C616375u, 0x6E610001u}});  // "Lacuna", scheme 1
     return {{hash.word[0], hash.word[1]}};
+  }
+
+  LACUNA_HOST_DEVICE static double to_unit(uint32_t high, uint32_t low) {  // 53 bits, [0, 1)
+    return static_cast<double>((uint64_t{high} << 32 | low) >> 11) * 0x1p-53;
   }
 
   Philox::Key key_;

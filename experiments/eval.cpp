@@ -15,7 +15,7 @@ namespace lacuna {
 int eval_command(const Experiment& experiment, const Options& options) {
   check_usage(!options.min_context || experiment.medium == Medium::text,
               "--min-context slides over a text; images are scored whole");
-  LoadedModel loaded = load_model(experiment, options, options.device);
+  LoadedModel loaded = load_model(experiment, options);
   const std::unique_ptr<Dataset> data = open_dataset(experiment, loaded.config);
   Console console;
   console.print(concat("weights: ", loaded.weights.string(), "\ndata: ", data->description()));

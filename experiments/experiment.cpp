@@ -23,7 +23,7 @@ fs::path default_run_folder(const ExperimentConfig& config) {
   return fs::path("runs") / (config.program + "-" + config.preset);
 }
 
-LoadedModel load_model(const Experiment& experiment, const Options& options, const std::string& device) {
+LoadedModel load_model(const Experiment& experiment, const Options& options) {
   fs::path path = options.checkpoint;
   Options overrides = options;
   if (path.empty()) {
@@ -37,7 +37,7 @@ LoadedModel load_model(const Experiment& experiment, const Options& options, con
   loaded.config = resolve_config(overrides, source.config);
   const DType dtype = loaded.config.train.dtype;
   loaded.model = std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, dtype,
-                                                     choose_device(device, dtype));
+                                                     choose_device(options.device, dtype));
   load_weights(source.weights, *loaded.model);
   loaded.weights = std::move(source.weights);
   loaded.state = std::move(source.state);

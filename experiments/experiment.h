@@ -42,15 +42,15 @@ int sample_command(const Experiment& experiment, const Options& options);
 int plan_command(const Experiment& experiment, const Options& options);
 int parity_command(const Experiment& experiment, const Options& options);
 
-/// A model with the weights that --checkpoint names (by default the newest of the run of the preset), on the device that
-/// choose_device() finds under this name, and its configuration.
+/// A model with the weights that --checkpoint names (by default the newest of the run of the preset), on the device
+/// that choose_device() finds under this name, and its configuration.
 struct LoadedModel {
   ExperimentConfig config;
   std::filesystem::path weights;  // the file they come from
   std::optional<RunState> state;  // of a whole checkpoint
   std::unique_ptr<SparseTransformer> model;
 };
-LoadedModel load_model(const Experiment& experiment, const Options& options, const std::string& device = "cpu");
+LoadedModel load_model(const Experiment& experiment, const Options& options);
 
 /// Where the run of a configuration lives: --out, or runs/<program>-<preset>.
 std::filesystem::path default_run_folder(const ExperimentConfig& config);

@@ -45,11 +45,10 @@ int parity_command(const Experiment& experiment, const Options& options) {
         std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype,
                                             choose_device(options.device, loaded.config.train.dtype));
   } else {
-    loaded = load_model(experiment, options, options.device);
+    loaded = load_model(experiment, options);
   }
   const SparseTransformer& model = *loaded.model;
-  const Tensor tokens =
-      to_device(read_tokens(options, model.config()), model.parameters().values().device());
+  const Tensor tokens = to_device(read_tokens(options, model.config()), model.parameters().values().device());
   const Run run{.training = false, .seed = loaded.config.train.seed};
   std::vector<NamedTensor> results;
   {
@@ -63,9 +62,8 @@ int parity_command(const Experiment& experiment, const Options& options) {
   for (const Parameters::Entry& entry : model.parameters().entries())
     results.push_back({"grad." + entry.name, entry.variable.grad()});
   write_archive(options.out, results, to_strings(model.config()));
-  console.print(concat("loss ", item(loss.value()), " nats over ", tokens.dim(0),
-                       " x ", tokens.dim(1), " tokens; logits and ", results.size() - 2,
-                       " gradients: ", options.out.string()));
+  console.print(concat("loss ", item(loss.value()), " nats over ", tokens.dim(0), " x ", tokens.dim(1),
+                       " tokens; logits and ", results.size() - 2, " gradients: ", options.out.string()));
   return 0;
 }
 

@@ -31,7 +31,6 @@ fs::path free_path(const fs::path& weights, const std::string& extension) {
 }  // namespace
 
 int sample_command(const Experiment& experiment, const Options& options) {
-  check(options.device != "cuda", "--device cuda: this version samples on the CPU alone; use --device auto or cpu");
   const Tensor prompt = read_prompt(options.prompt, experiment.medium);
   const LoadedModel loaded = load_model(experiment, options);
   const int64_t n_ctx = loaded.config.model.n_ctx, prompt_length = prompt.defined() ? prompt.numel() : 0;

@@ -75,7 +75,8 @@ Device usable_device(const Options& options, const ExperimentConfig& config) {
   const int64_t needed = std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
   const gpu::DeviceProperties& p = gpu::properties(device);
   check(needed <= p.memory_bytes, "--device ", options.device, ": a training step needs ", format_bytes(needed), ", ",
-        p.name, " has ", format_bytes(p.memory_bytes), "; lower train.micro_batch, or the model's n_layers, d_model or n_ctx");
+        p.name, " has ", format_bytes(p.memory_bytes),
+        "; lower train.micro_batch, or the model's n_layers, d_model or n_ctx");
   return device;
 }
 
@@ -207,9 +208,9 @@ class Trainer {
     write_file(folder_.config(), to_toml(config_));
     const std::string earlier =
         state_.step > 0 && fs::exists(folder_.command()) ? read_file(folder_.command()) + "\n" : "";
-    write_file(folder_.command(), concat(earlier, quote_command(options_.arguments), "\nversion  ", version(),
-                                         "\nhost     ", host_name(), "\ndevice   ", describe(device_),
-                                         "\nstarted  ", time_now(), " at step ", state_.step, "\n"));
+    write_file(folder_.command(),
+               concat(earlier, quote_command(options_.arguments), "\nversion  ", version(), "\nhost     ", host_name(),
+                      "\ndevice   ", describe(device_), "\nstarted  ", time_now(), " at step ", state_.step, "\n"));
   }
 
   void announce(const fs::path& checkpoint, const RunState& saved) {
@@ -266,8 +267,8 @@ class Trainer {
   }
 
   // Everything that a device does in a step. report_ gets the loss of each micro-batch and the sum of squares of the
-  // gradient, from which Adam clips; when that is not finite Adam changes nothing, and write_metrics() skips the step or
-  // ends the run.
+  // gradient, from which Adam clips; when that is not finite Adam changes nothing, and write_metrics() skips the step
+  // or ends the run.
   void enqueue_step(const Tensor& tokens) {
     const Parameters& parameters = model_.parameters();
     const int64_t micro = micro_batch(), n_micro = (train_.batch + micro - 1) / micro;
@@ -341,8 +342,7 @@ class Trainer {
     try {
       return scaler_.update(norm);
     } catch (const Error& error) {
-      fail("train: step ", step, ": ", error.what(),
-           first_non_finite("gradient of", model_.parameters().gradients()));
+      fail("train: step ", step, ": ", error.what(), first_non_finite("gradient of", model_.parameters().gradients()));
     }
   }
 
@@ -438,14 +438,6 @@ class Trainer {
                                test.bits_per_dim));
   }
 
-  // The model itself, or a copy: sampling runs on the CPU.
-  std::shared_ptr<const SparseTransformer> model_on_cpu() const {
-    if (device_ == kCpu) return {std::shared_ptr<void>(), &model_};
-    auto model = std::make_shared<SparseTransformer>(config_.model, train_.seed, train_.dtype);
-    copy(model_.parameters().values(), model->parameters().values());
-    return model;
-  }
-
   void draw_samples() {
     if (train_.sample_count == 0) return;
     const fs::path path = folder_.samples() / (checkpoint_name(state_.step) + sample_extension(experiment_.medium));
@@ -454,7 +446,7 @@ class Trainer {
       const int64_t length = train_.sample_length > 0 ? std::min(train_.sample_length, n_ctx) : n_ctx;
       const AveragedWeights averaged(ema_.get());
       const Tensor tokens = sample(
-          *model_on_cpu(),
+          model_,
           {.count = train_.sample_count, .length = length, .temperature = train_.temperature, .seed = train_.seed}, {},
           [&](int64_t done) {
             if (stop_requested()) throw Stopped();
@@ -487,7 +479,7 @@ class Trainer {
   std::unique_ptr<MetricsFile> metrics_;
   RunState state_;
   bool slower_than_dense_ = false;
-  int64_t saved_step_ = -1;  // of a checkpoint on disk that has this state
+  int64_t saved_step_ = -1;   // of a checkpoint on disk that has this state
   int64_t written_step_ = 0;  // the newest whose metrics are written
   Clock::time_point last_metrics_;
   bool numbers_known_ = false;  // those below, of the newest step whose metrics are written

@@ -1,7 +1,5 @@
 #include "models/residual_block.h"
 
-#include <algorithm>
-
 #include "ops/add/add.h"
 #include "ops/dropout/dropout.h"
 #include "ops/gelu/gelu.h"
@@ -11,10 +9,6 @@
 
 namespace lacuna {
 namespace {
-
-// Rows of a product while decoding. oneDNN's sgemm at d = 256 to 2048 takes as long per row for 4 rows as for 8 or 16,
-// and twice the time of a single row (Xeon, AVX-512).
-constexpr int64_t kRowGroup = 4;
 
 BlockParameters block_parameters(int64_t layer, const Parameters& parameters) {
   const auto get = [&](const char* name) { return parameters[concat("blocks.", layer, '.', name)]; };
@@ -62,28 +56,13 @@ Tensor ResidualBlock::decode(const Tensor& h, DecodeCache& cache) const {
   const GradientMode no_gradients(false);
   const Variable x(h);
   const Tensor x_a = layer_norm(x, p_.norm_a_gain, p_.norm_a_bias).value();
-  cache.append(linear_by_row_groups(x_a, p_.k_weight, p_.k_bias), linear_by_row_groups(x_a, p_.v_weight, p_.v_bias));
-  const Tensor o = cache.attend(linear_by_row_groups(x_a, p_.q_weight, p_.q_bias));
-  const Variable h_a = x + Variable(linear_by_row_groups(o, p_.out_weight, p_.out_bias));
+  cache.append(linear_rows(x_a, p_.k_weight, p_.k_bias), linear_rows(x_a, p_.v_weight, p_.v_bias));
+  const Tensor o = cache.attend(linear_rows(x_a, p_.q_weight, p_.q_bias));
+  const Variable h_a = x + Variable(linear_rows(o, p_.out_weight, p_.out_bias));
 
   const Tensor x_b = layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias).value();
-  const Tensor f = gelu(Variable(linear_by_row_groups(x_b, p_.ff_in_weight, p_.ff_in_bias))).value();
-  return (h_a + Variable(linear_by_row_groups(f, p_.ff_out_weight, p_.ff_out_bias))).value();
-}
-
-Tensor linear_by_row_groups(const Tensor& x, const Variable& weight, const Variable& bias) {
-  const GradientMode no_gradients(false);
-  const int64_t rows = x.dim(0), d_in = x.dim(1);
-  if (rows == kRowGroup) return linear(Variable(x), weight, bias).value();
-
-  const Tensor y = empty({rows, weight.dim(0)}, x.dtype(), x.device());
-  const Tensor group = zeros({kRowGroup, d_in}, x.dtype(), x.device());
-  for (int64_t begin = 0; begin < rows; begin += kRowGroup) {
-    const int64_t count = std::min(kRowGroup, rows - begin);
-    copy(x.slice(begin, begin + count), group.slice(0, count));
-    copy(linear(Variable(group), weight, bias).value().slice(0, count), y.slice(begin, begin + count));
-  }
-  return y;
+  const Tensor f = gelu(Variable(linear_rows(x_b, p_.ff_in_weight, p_.ff_in_bias))).value();
+  return (h_a + Variable(linear_rows(f, p_.ff_out_weight, p_.ff_out_bias))).value();
 }
 
 }  // namespace lacuna

@@ -38,8 +38,4 @@ class ResidualBlock {
   float dropout_;
 };
 
-/// linear(x, weight, bias) for x [rows, d_in], without gradients. The rows go through in groups of one fixed size, so
-/// a row's result has the same bits however many rows there are: matrix products round differently by shape.
-Tensor linear_by_row_groups(const Tensor& x, const Variable& weight, const Variable& bias = {});
-
 }  // namespace lacuna

@@ -4,30 +4,16 @@
 #include <cmath>
 #include <numeric>
 
+#include "core/cuda/runtime.h"
 #include "core/rng.h"
+#include "ops/categorical/categorical.h"
 
 namespace lacuna {
-namespace {
-
-/// The token at which the cumulative distribution softmax(logits / temperature) passes `u` in [0, 1); the likeliest
-/// token, the first of equals, at temperature 0.
-uint8_t draw(const std::vector<double>& logits, double temperature, double u) {
-  check(std::all_of(logits.begin(), logits.end(), [](double x) { return std::isfinite(x); }),
-        "sample: logits are not finite");
-  const auto likeliest = std::max_element(logits.begin(), logits.end());
-  if (temperature == 0.0) return static_cast<uint8_t>(likeliest - logits.begin());
-
-  std::vector<double> cumulative(logits.size());
-  double sum = 0.0;
-  for (size_t i = 0; i < logits.size(); ++i) cumulative[i] = sum += std::exp((logits[i] - *likeliest) / temperature);
-  const auto chosen = std::upper_bound(cumulative.begin(), cumulative.end() - 1, u * sum);
-  return static_cast<uint8_t>(chosen - cumulative.begin());
-}
-
-}  // namespace
-
 Decoder::Decoder(const SparseTransformer& model, int64_t batch, int64_t length)
-    : model_(model), batch_(batch), length_(length ? length : model.config().n_ctx) {
+    : model_(model),
+      batch_(batch),
+      length_(length ? length : model.config().n_ctx),
+      position_tensor_(zeros({1}, DType::i64, model.parameters().values().device())) {
   const ModelConfig& config = model.config();
   check(batch >= 1, "Decoder: batch must be at least 1, got ", batch);
   check(length_ >= 1 && length_ <= config.n_ctx, "Decoder: length must be in 0..", config.n_ctx, ", got ", length);
@@ -35,14 +21,20 @@ Decoder::Decoder(const SparseTransformer& model, int64_t batch, int64_t length)
   const Device device = model.parameters().values().device();
   for (int64_t layer = 0; layer < config.n_layers; ++layer)
     caches_.emplace_back(config.attention.for_layer(layer), config.n_heads, length_, batch,
-                         config.qk_width() / config.n_heads, config.d_model / config.n_heads, dtype, device);
+                         config.qk_width() / config.n_heads, config.d_model / config.n_heads, dtype, device,
+                         position_tensor_);
 }
 
 Tensor Decoder::step(const Tensor& previous) {
-  check(position() < length_, "Decoder: made for ", length_, " positions, all done");
-  check(position() == 0 || (previous.defined() && previous.dtype() == DType::u8 && previous.shape() == Shape{batch_}),
+  check(position_ < length_, "Decoder: made for ", length_, " positions, all done");
+  check(position_ == 0 || (previous.defined() && previous.dtype() == DType::u8 && previous.shape() == Shape{batch_}),
         "Decoder: previous tokens must be u8 ", Shape{batch_});
-  return model_.decode(previous, batch_, caches_);
+  const Device device = position_tensor_.device();
+  const Tensor logits =
+      model_.decode(previous.defined() ? previous : zeros({batch_}, DType::u8, device), position_tensor_, caches_);
+  advance(position_tensor_);
+  ++position_;
+  return logits;
 }
 
 int64_t Decoder::cache_bytes() const {
@@ -63,20 +55,29 @@ Tensor sample(const SparseTransformer& model, const SampleOptions& options, cons
   check_usage(prompted <= length, "sample: the prompt must fit the length of ", length, " tokens, got ", prompted);
 
   const Rng rng(options.seed, RandomPurpose::sampling);
-  const Tensor tokens = empty({count, length}, DType::u8), previous = empty({count}, DType::u8);
+  const Device device = model.parameters().values().device();
+  const Tensor tokens = zeros({count, length}, DType::u8, device), previous = zeros({count}, DType::u8, device),
+               finite = full({1}, DType::u8, 1, device),
+               given = prompted > 0 ? to_device(prompt, device) : zeros({0}, DType::u8, device);
   Decoder decoder(model, count, length);
+  const auto step = [&] {
+    const Tensor logits = decoder.step(previous);
+    draw_tokens(logits, options.temperature, rng, decoder.position_tensor(), given, tokens, previous, finite);
+  };
+  gpu::Graph graph;                                       // of one step: every position has the same kernels
+  const int64_t checked_every = device == kCpu ? 1 : 64;  // a look at what a GPU computed waits for it
   for (int64_t t = 0; t < length; ++t) {
-    const std::vector<double> logits = to_vector<double>(to_dtype(decoder.step(previous), DType::f64));
-    for (int64_t s = 0; s < count; ++s) {
-      const double u = rng.uniform({.step = 0, .sample = s, .op = 0}, t);
-      const auto row = logits.begin() + s * config.n_vocab;
-      const uint8_t token =
-          t < prompted ? prompt.data<uint8_t>()[t] : draw({row, row + config.n_vocab}, options.temperature, u);
-      previous.data<uint8_t>()[s] = tokens.data<uint8_t>()[s * length + t] = token;
-    }
+    if (device == kCpu || t == 0)  // what is done once is done in the first step
+      step();
+    else if (t == 1)
+      graph.run(current_stream(device), step, /*replayable=*/true);
+    else
+      graph.replay(current_stream(device));
+    if ((t + 1) % checked_every != 0 && t + 1 < length) continue;
+    check(to_vector<uint8_t>(finite)[0] == 1, "sample: logits are not finite");
     if (progress) progress(t + 1);
   }
-  return tokens;
+  return to_device(tokens, kCpu);
 }
 
 }  // namespace lacuna

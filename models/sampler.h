@@ -26,18 +26,24 @@ class Decoder {
   /// Throws Error after `length` positions.
   Tensor step(const Tensor& previous);
 
-  int64_t position() const { return caches_.front().length(); }
+  /// Steps done.
+  int64_t position() const { return position_; }
+
+  /// The same, i64 [1] where the model is; a replay of a recorded step advances it alone.
+  const Tensor& position_tensor() const { return position_tensor_; }
 
   /// Of the caches of all layers and sequences.
   int64_t cache_bytes() const;
 
  private:
   const SparseTransformer& model_;
-  int64_t batch_, length_;
+  int64_t batch_, length_, position_ = 0;
+  Tensor position_tensor_;
   std::vector<DecodeCache> caches_;  // one per layer
 };
 
-/// Samples u8 [count, length]. The first prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be
+/// Samples u8 [count, length] on the model's device, and returns them on the CPU. On a GPU a step is one CUDA graph,
+/// and the host looks at every 64th. The first prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be
 /// undefined). Sequence s depends only on the weights, the prompt, the temperature, the seed and s, not on count.
 /// `progress` is called with the number of positions done. Throws UsageError for options out of range or a prompt
 /// longer than length, and Error when logits are not finite.

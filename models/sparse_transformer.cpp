@@ -108,31 +108,14 @@ Variable SparseTransformer::loss(const Tensor& tokens, const Run& run) const {
   return softmax_cross_entropy((*this)(tokens, run), tokens);
 }
 
-Tensor SparseTransformer::decode(const Tensor& previous, int64_t batch, std::vector<DecodeCache>& caches) const {
+Tensor SparseTransformer::decode(const Tensor& previous, const Tensor& position,
+                                 std::vector<DecodeCache>& caches) const {
   const GradientMode no_gradients(false);
-  Tensor h = embed(previous, caches.front().length(), batch);
+  std::vector<Tensor> tables;
+  for (const Variable& table : position_) tables.push_back(table.value());
+  Tensor h = embedding_at(previous, position, token_.value(), tables, start_.value());
   for (size_t layer = 0; layer < blocks_.size(); ++layer) h = blocks_[layer].decode(h, caches[layer]);
-  return linear_by_row_groups(layer_norm(Variable(h), norm_gain_, norm_bias_, kFinalNormEps).value(), logits_weight_);
-}
-
-Tensor SparseTransformer::embed(const Tensor& previous, int64_t position, int64_t batch) const {
-  const Tensor h = empty({batch, config_.d_model}, token_.dtype(), token_.device());
-  for (int64_t b = 0; b < batch; ++b) {
-    const Tensor row = h.slice(b, b + 1);
-    if (position == 0) {
-      copy(start_.value().reshape(row.shape()), row);
-      continue;
-    }
-    const int64_t id = previous.data<uint8_t>()[b];
-    check(id < config_.n_vocab, "decode: tokens must be below n_vocab = ", config_.n_vocab, ", got ", id);
-    copy(token_.value().slice(id, id + 1), row);
-    int64_t rest = position - 1;  // its digits in the mixed radix of the extents, last one fastest
-    for (size_t i = position_.size(); i-- > 0; rest /= position_[i].dim(0)) {
-      const int64_t coordinate = rest % position_[i].dim(0);
-      add_in_place(row, position_[i].value().slice(coordinate, coordinate + 1));
-    }
-  }
-  return h;
+  return linear_rows(layer_norm(Variable(h), norm_gain_, norm_bias_, kFinalNormEps).value(), logits_weight_);
 }
 
 }  // namespace lacuna

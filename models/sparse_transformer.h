@@ -34,19 +34,16 @@ class SparseTransformer {
   /// Mean loss in nats over all tokens.
   Variable loss(const Tensor& tokens, const Run& run) const;
 
-  /// Logits [batch, n_vocab] of the position after those in the caches, one cache per layer, without dropout or
-  /// gradients; equal to operator()'s up to rounding. All of it, the caches too, is of the parameters' dtype: in f16
-  /// q k^T could overflow (Sec. 5.6). `previous` u8 [batch] holds the tokens just before it and is not
-  /// read at position 0.
-  Tensor decode(const Tensor& previous, int64_t batch, std::vector<DecodeCache>& caches) const;
+  /// Logits [batch, n_vocab] at `position`, i64 [1], whose caches, one per layer, are those of the positions before;
+  /// without dropout or gradients, equal to operator()'s up to rounding. `previous` u8 [batch] holds the tokens just
+  /// before it and is not looked at when it is 0. All of it, the caches too, is of the parameters' dtype: in f16 q k^T
+  /// could overflow (Sec. 5.6).
+  Tensor decode(const Tensor& previous, const Tensor& position, std::vector<DecodeCache>& caches) const;
 
   const ModelConfig& config() const { return config_; }
   const Parameters& parameters() const { return parameters_; }
 
  private:
-  /// The input [batch, d_model] of the first layer at one position.
-  Tensor embed(const Tensor& previous, int64_t position, int64_t batch) const;
-
   ModelConfig config_;
   DType dtype_;  // of activations
   Parameters parameters_;

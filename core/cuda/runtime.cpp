@@ -28,8 +28,8 @@ struct Devices {
     if (driver == 0) {
       problem = "no NVIDIA driver is installed on this machine";
     } else if (status == cudaErrorInsufficientDriver) {
-      problem = concat("the NVIDIA driver is too old: it supports CUDA ", version_text(driver), ", this build needs CUDA ",
-                       version_text(CUDART_VERSION));
+      problem = concat("the NVIDIA driver is too old: it supports CUDA ", version_text(driver),
+                       ", this build needs CUDA ", version_text(CUDART_VERSION));
     } else if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
       const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");
       problem = concat("the NVIDIA driver sees no GPU", visible ? concat(" (CUDA_VISIBLE_DEVICES=", visible, ")") : "");
@@ -189,7 +189,8 @@ void Event::synchronize() const {
 
 double Event::milliseconds_since(const Event& earlier) const {
   float milliseconds = 0.0f;
-  check_cuda(cudaEventElapsedTime(&milliseconds, earlier.state_->event, state_->event), "cuda: time between two events");
+  check_cuda(cudaEventElapsedTime(&milliseconds, earlier.state_->event, state_->event),
+             "cuda: time between two events");
   return milliseconds;
 }
 
@@ -229,7 +230,7 @@ cudaGraph_t record(cudaStream_t stream, const std::function<void()>& enqueue) {
 
 }  // namespace
 
-void Graph::run(Stream stream, const std::function<void()>& enqueue) {
+void Graph::run(Stream stream, const std::function<void()>& enqueue, bool /*replayable: every graph is*/) {
   struct FreesDeferred {  // when the graph is launched, or nothing of it ever will be
     ~FreesDeferred() {
       for (const auto& [device, block] : std::exchange(t_freed_while_recording, {})) deallocate(device, block);
@@ -249,6 +250,12 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue) {
   cudaGraphDestroy(graph);
   if (status == cudaSuccess) status = cudaGraphLaunch(state_->executable, native(stream));
   check_cuda(status, "graph: ", state_->nodes, " nodes on ", stream.device);
+}
+
+void Graph::replay(Stream stream) {
+  check(state_->executable != nullptr, "graph: nothing was recorded");
+  check_cuda(cudaGraphLaunch(state_->executable, native(stream)), "graph: ", state_->nodes, " nodes on ",
+             stream.device);
 }
 
 int64_t Graph::nodes() const { return static_cast<int64_t>(state_->nodes); }
@@ -299,7 +306,8 @@ double Event::milliseconds_since(const Event&) const { fail_without_cuda(); }
 struct Graph::State {};
 Graph::Graph() = default;
 Graph::~Graph() = default;
-void Graph::run(Stream, const std::function<void()>&) { fail_without_cuda(); }
+void Graph::run(Stream, const std::function<void()>&, bool) { fail_without_cuda(); }
+void Graph::replay(Stream) { fail_without_cuda(); }
 int64_t Graph::nodes() const { return 0; }
 
 void fail_cuda(int, const std::string& what) { fail(what); }

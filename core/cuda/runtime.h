@@ -91,9 +91,9 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
-  void record(Stream stream);            // here
-  void make_wait(Stream stream) const;   // what comes next in `stream` waits for this place
-  void synchronize() const;              // the caller waits for it; at once if never recorded
+  void record(Stream stream);                             // here
+  void make_wait(Stream stream) const;                    // what comes next in `stream` waits for this place
+  void synchronize() const;                               // the caller waits for it; at once if never recorded
   double milliseconds_since(const Event& earlier) const;  // both must have been reached
 
  private:
@@ -116,7 +116,11 @@ class Graph {
   Graph& operator=(const Graph&) = delete;
 
   /// Throws Error when the work cannot be recorded; then nothing of it has run.
-  void run(Stream stream, const std::function<void()>& enqueue);
+  void run(Stream stream, const std::function<void()>& enqueue, bool replayable = false);
+
+  /// Launches once more what run() recorded last with `replayable`, arguments as they were. It uses the memory that the
+  /// function allocated and freed, so from that run() to the last replay nobody else may allocate on the device.
+  void replay(Stream stream);
 
   int64_t nodes() const;  // kernels, copies and fills of the last run
 

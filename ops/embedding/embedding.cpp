@@ -62,4 +62,15 @@ Variable embedding(const Tensor& tokens, const Variable& token, const std::vecto
   return record("embedding", h, inputs, backward);
 }
 
+Tensor embedding_at(const Tensor& previous, const Tensor& position, const Tensor& token,
+                    const std::vector<Tensor>& tables, const Tensor& start) {
+  check(previous.rank() == 1 && previous.dtype() == DType::u8, "embedding_at: previous must be u8 [batch], got ",
+        previous.dtype(), ' ', previous.shape());
+  check(position.dtype() == DType::i64 && position.numel() == 1, "embedding_at: position must be i64 [1], got ",
+        position.dtype(), ' ', position.shape());
+  const Tensor h = empty({previous.dim(0), token.dim(1)}, token.dtype(), token.device());
+  LACUNA_DISPATCH(token.device(), embedding_at, previous, position, token, tables, start, h);
+  return h;
+}
+
 }  // namespace lacuna

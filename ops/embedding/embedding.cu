@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxTables = 8;
-constexpr int64_t kRowsPerChunk = 4096;   // of backward
+constexpr int64_t kRowsPerChunk = 4096;    // of backward
 constexpr int64_t kMaxPartialRows = 4096;  // of all chunks of a table together
 
 // The position tables: digits of a position in the mixed radix of their extents, the last one fastest.
@@ -16,7 +16,8 @@ struct Tables {
   int count;
 };
 
-// h[b, 0] = start; a token that is not below n_vocab gives NaN. h[b, t] = token[x[b, t - 1]] + sum over tables p of p[coordinate of t - 1]. h [rows, d].
+// h[b, 0] = start; a token that is not below n_vocab gives NaN. h[b, t] = token[x[b, t - 1]] + sum over tables p of
+// p[coordinate of t - 1]. h [rows, d].
 //   grid    one warp for a row, kThreads / 32 rows a block
 //   lane    columns lane, lane + 32, ...
 template <class T>
@@ -35,6 +36,23 @@ __global__ void embedding_forward_kernel(const uint8_t* tokens, const float* tok
   }
 }
 
+// Row t = *position of the same, for every sequence: h [batch, d]. `previous` are the tokens at t - 1.
+//   grid    one warp for a row
+__global__ void embedding_at_kernel(const uint8_t* previous, const int64_t* position, const float* token,
+                                    int64_t n_vocab, Tables tables, const float* start, int64_t batch, int64_t d,
+                                    float* h) {
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.y, t = *position;
+  if (row >= batch) return;
+  const bool valid = t == 0 || previous[row] < n_vocab;
+  const float* const of_token = t == 0 || !valid ? start : token + previous[row] * d;
+  for (int64_t j = threadIdx.x; j < d; j += kWarpSize) {
+    float sum = valid ? of_token[j] : NAN;
+    for (int p = 0; t > 0 && p < tables.count; ++p)
+      sum += tables.table[p][(t - 1) / tables.divisor[p] % tables.extent[p] * d + j];
+    h[row * d + j] = sum;
+  }
+}
+
 // Which row of a table a row of dh belongs to; -1: none.
 struct Bucket {
   enum Kind { start, token, position } kind;
@@ -50,7 +68,8 @@ struct Bucket {
 
 // partial[chunk, b, :] = the sum of the rows r of dh [rows, d] with bucket(r) = b in [chunk, chunk + 1) rows_per_chunk.
 //   grid       a block for each bucket (x) and chunk (y)
-//   thread     looks at one row of each kThreads to see whether it belongs; then sums columns threadIdx.x, + kThreads, ...
+//   thread     looks at one row of each kThreads to see whether it belongs; then sums columns threadIdx.x, + kThreads,
+//   ...
 //              of those that do, in their order
 //   shared     the list of the rows of these kThreads that belong
 //   precision  loads T, accumulates f32
@@ -110,10 +129,7 @@ void add_by_bucket(Stream stream, const Tensor& dh, const Bucket& bucket, int64_
          data<float>(partial), chunks, count, data<float>(table));
 }
 
-}  // namespace
-
-void embedding_forward(Stream stream, const Tensor& tokens, const Tensor& token, const std::vector<Tensor>& position,
-                       const Tensor& start, const Tensor& h) {
+Tables tables_of(const std::vector<Tensor>& position) {
   check(position.size() <= kMaxTables, "embedding: on a GPU at most ", kMaxTables, " position tables, got ",
         position.size());
   Tables tables{};
@@ -124,6 +140,23 @@ void embedding_forward(Stream stream, const Tensor& tokens, const Tensor& token,
     tables.divisor[p] = divisor;
     tables.extent[p] = position[p].dim(0);
   }
+  return tables;
+}
+
+}  // namespace
+
+void embedding_at(Stream stream, const Tensor& previous, const Tensor& position, const Tensor& token,
+                  const std::vector<Tensor>& tables, const Tensor& start, const Tensor& h) {
+  constexpr int kRows = kThreads / kWarpSize;
+  const int64_t batch = h.dim(0);
+  launch(stream, embedding_at_kernel, dim3(grid_of(ceil_div(batch, kRows), "embedding_at")), dim3(kWarpSize, kRows), 0,
+         data<uint8_t>(previous), data<int64_t>(position), data<float>(token), token.dim(0), tables_of(tables),
+         data<float>(start), batch, h.dim(1), data<float>(h));
+}
+
+void embedding_forward(Stream stream, const Tensor& tokens, const Tensor& token, const std::vector<Tensor>& position,
+                       const Tensor& start, const Tensor& h) {
+  const Tables tables = tables_of(position);
   dispatch_float(h.dtype(), "embedding", [&]<class T>() {
     constexpr int kRows = kThreads / kWarpSize;
     if (tokens.numel() == 0) return;

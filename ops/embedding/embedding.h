@@ -27,4 +27,11 @@ namespace lacuna {
 Variable embedding(const Tensor& tokens, const Variable& token, const std::vector<Variable>& position,
                    const Variable& start, std::optional<DType> dtype = {});
 
+/// Row *position of that h alone, without gradients: [batch, d_model], of the tables' dtype.
+///
+///   previous  [batch]  u8, the tokens just before; not looked at when *position is 0
+///   position  [1]      i64, on the device: kernels that are recorded once can be replayed at the next position
+Tensor embedding_at(const Tensor& previous, const Tensor& position, const Tensor& token,
+                    const std::vector<Tensor>& tables, const Tensor& start);
+
 }  // namespace lacuna

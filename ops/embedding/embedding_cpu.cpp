@@ -2,6 +2,7 @@
 
 #include "core/parallel.h"
 #include "ops/embedding/embedding_kernels.h"
+#include "ops/tokens.h"
 #include "ops/widen.h"
 
 namespace lacuna::cpu {
@@ -117,6 +118,25 @@ void embedding_backward(Stream stream, const Tensor& dh, const Tensor& tokens, c
     for (size_t p = 0; p < extents.size(); ++p)
       add_to(dposition[p], extents[p],
              [&](int64_t r) { return r % n_ctx == 0 ? int64_t{-1} : coordinates[p](r % n_ctx - 1); });
+  });
+}
+
+void embedding_at(Stream, const Tensor& previous, const Tensor& position, const Tensor& token,
+                  const std::vector<Tensor>& tables, const Tensor& start, const Tensor& h) {
+  const int64_t t = position.data<int64_t>()[0], batch = h.dim(0), d = h.dim(1);
+  if (t > 0) check_tokens("embedding_at", "previous", previous, token.dim(0));
+  std::vector<int64_t> extents;
+  for (const Tensor& table : tables) extents.push_back(table.dim(0));
+  const std::vector<Coordinate> coordinates = coordinates_of(extents);
+  dispatch_f32_f64(h.dtype(), "embedding_at", [&]<class T>() {
+    for (int64_t b = 0; b < batch; ++b) {
+      T* const row = h.data<T>() + b * d;
+      std::copy_n(t == 0 ? start.data<T>() : token.data<T>() + previous.data<uint8_t>()[b] * d, d, row);
+      for (size_t p = 0; t > 0 && p < tables.size(); ++p) {
+        const T* const of_position = tables[p].data<T>() + coordinates[p](t - 1) * d;
+        for (int64_t c = 0; c < d; ++c) row[c] += of_position[c];
+      }
+    }
   });
 }
 

@@ -62,6 +62,15 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
   return record("linear", y.reshape(Shape(y_dims)), {x, weight, bias}, backward);
 }
 
+Tensor linear_rows(const Tensor& x, const Variable& weight, const Variable& bias) {
+  check(x.rank() == 2 && x.dim(1) == weight.dim(1), "linear_rows: x must be [rows, ", weight.dim(1), "], got ",
+        x.shape());
+  check(x.dtype() == weight.dtype(), "linear_rows: x must be ", weight.dtype(), " like the weight, got ", x.dtype());
+  const Tensor y = empty({x.dim(0), weight.dim(0)}, x.dtype(), x.device());
+  LACUNA_DISPATCH(x.device(), linear_rows, x, weight.value(), bias.defined() ? bias.value() : Tensor(), y);
+  return y;
+}
+
 Variable matmul(const Variable& a, const Variable& b) {
   check_same_dtype_and_device("matmul", {a, b});
   check(a.shape().rank() == 2 && b.shape().rank() == 2 && a.dim(1) == b.dim(0),

@@ -14,7 +14,40 @@ Tensor as_activation(const Tensor& parameter, DType dtype) {
   return to_dtype(parameter, dtype);
 }
 
+constexpr int kWarps = 4, kRows = 8;  // of a block
+
+// y = x weight^T + bias for a few rows: the weights are read once for kRows of them.
+//   grid       a block for kWarps outputs (x) of kRows rows (y)
+//   lane       every 32nd product of an output
+//   precision  f32; the order of a sum is that of d_in alone
+__global__ void linear_rows_kernel(const float* x, const float* weight, const float* bias, int64_t rows, int64_t d_in,
+                                   int64_t d_out, float* y) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int64_t output = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize, first = int64_t{blockIdx.y} * kRows;
+  if (output >= d_out) return;
+  float sum[kRows] = {};
+  for (int64_t c = lane; c < d_in; c += kWarpSize) {
+    const float w = weight[output * d_in + c];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      if (first + r < rows) sum[r] += w * x[(first + r) * d_in + c];
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float total = warp_sum(sum[r]) + (bias != nullptr ? bias[output] : 0.0f);
+    if (lane == 0 && first + r < rows) y[(first + r) * d_out + output] = total;
+  }
+}
+
 }  // namespace
+
+void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
+  const int64_t rows = x.dim(0), d_out = y.dim(1);
+  if (y.numel() == 0) return;
+  const dim3 grid(grid_of(ceil_div(d_out, kWarps), "linear_rows"), static_cast<unsigned>(ceil_div(rows, kRows)));
+  launch(stream, linear_rows_kernel, grid, dim3(kWarps * kWarpSize), 0, data<float>(x), data<float>(weight),
+         bias.defined() ? data<float>(bias) : nullptr, rows, x.dim(1), d_out, data<float>(y));
+}
 
 void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
                     const Tensor& c) {
@@ -34,9 +67,8 @@ void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& 
 }
 
 void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum) {
-  dispatch_float(x.dtype(), "linear", [&]<class T>() {
-    column_sum(stream, data<T>(x), x.dim(0), x.dim(1), data<float>(sum));
-  });
+  dispatch_float(x.dtype(), "linear",
+                 [&]<class T>() { column_sum(stream, data<T>(x), x.dim(0), x.dim(1), data<float>(sum)); });
 }
 
 }  // namespace lacuna::gpu

@@ -17,6 +17,10 @@ namespace lacuna {
 /// has one. Throws Error when shapes, dtypes or devices disagree.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
+/// The same for a few rows x [rows, d_in], without gradients: a row has the same bits however many rows there are,
+/// where matrix products round differently by shape. f32 or f64; f32 on a GPU.
+Tensor linear_rows(const Tensor& x, const Variable& weight, const Variable& bias = {});
+
 /// c = a b for two matrices: a [m, k], b [k, n], c [m, n], all of one dtype. Errors as in linear.
 Variable matmul(const Variable& a, const Variable& b);
 

@@ -11,6 +11,10 @@ LACUNA_KERNEL(void matrix_product(Stream stream, bool transpose_a, const Tensor&
 /// y [rows, d_out] = x weight^T, plus bias in every row if it is defined; x [rows, d_in], weight [d_out, d_in].
 LACUNA_KERNEL(void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y))
 
+/// The same, of bits that depend on the row alone.
+LACUNA_KERNEL(void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                               const Tensor& y))
+
 /// sum [cols] = the sum of the rows of x [rows, cols].
 LACUNA_KERNEL(void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum))
 

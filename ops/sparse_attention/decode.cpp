@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/dispatch.h"
+#include "ops/sparse_attention/decode_kernels.h"
 #include "ops/sparse_attention/rows_cpu.h"
 
 namespace lacuna {
@@ -36,19 +37,12 @@ Layout layout_of(const LayerPattern& pattern, int64_t n_heads, int64_t n) {
 }
 
 /// Calls fn(row) for every row of the store that position p is kept in: one for each group that has p among its keys.
-/// Group g has it if (p - first - g) mod period < width, so these groups are runs of up to `width` that end a multiple
-/// of `period` before p - first.
 template <class Fn>
 void for_each_row_of(const Store& store, int64_t n, int64_t p, const Fn& fn) {
-  const View& view = store.part.view;
-  const Strip& keys = view.keys_of_group_0;
-  const int64_t x = p - keys.first, last_group = std::min(view.groups(n) - 1, x);
-  if (x < 0) return;
-  for (int64_t end = x % keys.period; end - keys.width < last_group; end += keys.period)
-    for (int64_t group = std::max<int64_t>(0, end - keys.width + 1); group <= std::min(end, last_group); ++group) {
-      const int64_t t = view.keys(group).rank(p);
-      if (t < store.used) fn(store.first_row + group * store.capacity + t % store.capacity);
-    }
+  for_each_group_of(store.part.view, p, n, [&](int64_t group) {
+    const int64_t t = store.part.view.keys(group).rank(p);
+    if (t < store.used) fn(store.first_row + group * store.capacity + t % store.capacity);
+  });
 }
 
 /// Calls fn(row) for the row of every key of query i, once each and in the order of for_each_key.
@@ -70,31 +64,19 @@ void for_each_key_row(const std::vector<Store>& stores, int64_t i, const Fn& fn)
 
 }  // namespace
 
-namespace gpu {
-
-template <class... Arguments>
-void attention_decode(Stream stream, const Arguments&...) {
-  fail("DecodeCache: there are no kernels for ", stream.device, " yet");
-}
-
-template <class... Arguments>
-void store_position(Stream stream, const Arguments&...) {
-  fail("DecodeCache: there are no kernels for ", stream.device, " yet");
-}
-
-}  // namespace gpu
-
 namespace cpu {
 
-/// o of query `position`; k_rows and v_rows are the tensors of a DecodeCache.
-void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tensor& v_rows, int64_t position,
-                      const std::vector<std::vector<Store>>& heads, const Tensor& o) {
+void advance(Stream, const Tensor& position) { ++position.data<int64_t>()[0]; }
+
+void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tensor& v_rows, const Tensor& position,
+                      int64_t, const DecodeStores& heads, const Tensor& o) {
+  const int64_t i = position.data<int64_t>()[0];
   const auto n_heads = static_cast<int64_t>(heads.size());
   const int64_t batch = q.dim(0), rows = k_rows.dim(1), d_qk = k_rows.dim(2), d_v = v_rows.dim(2);
   int64_t keys = 0;  // of all heads
   for (const std::vector<Store>& stores : heads)
     for (const Store& store : stores) {
-      const Range range = store.part.keys_of(position % store.part.view.residues, position);
+      const Range range = store.part.keys_of(i % store.part.view.residues, i);
       keys += range.end - range.begin;
     }
   constexpr int64_t kWorthThreads = int64_t{1} << 18;  // multiply-adds that take longer than waking threads
@@ -105,21 +87,20 @@ void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tenso
       const int64_t b = bh / n_heads, h = bh % n_heads;
       const T *k = k_rows.data<T>() + b * rows * d_qk, *v = v_rows.data<T>() + b * rows * d_v;
       const std::vector<Store>& stores = heads[static_cast<size_t>(h)];
-      const int64_t i = position;  // clang 14 captures no variable from outside the parallel region in what follows
+      const int64_t query = i;  // clang 14 captures no variable from outside the parallel region in what follows
       attend_rows(
           [&](const auto& visit) {
-            for_each_key_row(stores, i, [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
+            for_each_key_row(stores, query, [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
           },
           q.data<T>() + bh * d_qk, d_qk, d_v, o.data<T>() + bh * d_v);
     }
   });
 }
 
-/// Copies x [batch, n_heads * width], of position p, to its rows [batch, rows, width].
-void store_position(Stream, const Tensor& x, int64_t p, int64_t n, const std::vector<std::vector<Store>>& heads,
+void store_position(Stream, const Tensor& x, const Tensor& position, int64_t n, const DecodeStores& heads,
                     const Tensor& rows) {
   const auto n_heads = static_cast<int64_t>(heads.size());
-  const int64_t width = rows.dim(2);
+  const int64_t p = position.data<int64_t>()[0], width = rows.dim(2);
   dispatch_f32_f64(x.dtype(), "DecodeCache", [&]<class T>() {
     for (int64_t bh = 0; bh < x.dim(0) * n_heads; ++bh)
       for (const Store& store : heads[static_cast<size_t>(bh % n_heads)])
@@ -131,14 +112,20 @@ void store_position(Stream, const Tensor& x, int64_t p, int64_t n, const std::ve
 
 }  // namespace cpu
 
+void advance(const Tensor& position) { LACUNA_DISPATCH(position.device(), advance, position); }
+
 DecodeCache::DecodeCache(const LayerPattern& pattern, int64_t n_heads, int64_t n_ctx, int64_t batch, int64_t d_qk,
-                         int64_t d_v, DType dtype, Device device)
-    : n_ctx_(n_ctx), d_qk_(d_qk), d_v_(d_v) {
+                         int64_t d_v, DType dtype, Device device, const Tensor& position)
+    : n_ctx_(n_ctx), d_qk_(d_qk), d_v_(d_v), counts_(!position.defined()) {
   for (const auto& [name, size] : {std::pair("n_heads", n_heads), std::pair("n_ctx", n_ctx), std::pair("batch", batch),
                                    std::pair("d_qk", d_qk), std::pair("d_v", d_v)})
     check(size >= 1, "DecodeCache: ", name, " must be at least 1, got ", size);
   check(dtype == DType::f32 || dtype == DType::f64, "DecodeCache: dtype must be f32 or f64, got ", dtype);
+  check(device == kCpu || dtype == DType::f32, "DecodeCache: dtype must be f32 on a GPU, got ", dtype);
   validate(AttentionPattern{{pattern}}, n_heads);
+  position_ = counts_ ? zeros({1}, DType::i64, device) : position;
+  check(position_.dtype() == DType::i64 && position_.numel() == 1 && position_.device() == device,
+        "DecodeCache: position must be i64 [1] on ", device);
   Layout layout = layout_of(pattern, n_heads, n_ctx);
   heads_ = std::move(layout.heads);
   k_ = empty({batch, layout.rows, d_qk}, dtype, device);
@@ -150,8 +137,9 @@ void DecodeCache::append(const Tensor& k, const Tensor& v) {
   const auto n_heads = static_cast<int64_t>(heads_.size());
   check_rows("k", k, {k_.dim(0), n_heads * d_qk_});
   check_rows("v", v, {k_.dim(0), n_heads * d_v_});
-  LACUNA_DISPATCH(k_.device(), store_position, k, length_, n_ctx_, heads_, k_);
-  LACUNA_DISPATCH(v_.device(), store_position, v, length_, n_ctx_, heads_, v_);
+  if (counts_ && length_ > 0) advance(position_);
+  LACUNA_DISPATCH(k_.device(), store_position, k, position_, n_ctx_, heads_, k_);
+  LACUNA_DISPATCH(v_.device(), store_position, v, position_, n_ctx_, heads_, v_);
   ++length_;
 }
 
@@ -160,7 +148,7 @@ Tensor DecodeCache::attend(const Tensor& q) const {
   const auto n_heads = static_cast<int64_t>(heads_.size());
   check_rows("q", q, {k_.dim(0), n_heads * d_qk_});
   const Tensor o = empty({q.dim(0), n_heads * d_v_}, q.dtype(), q.device());
-  LACUNA_DISPATCH(q.device(), attention_decode, q, k_, v_, length_ - 1, heads_, o);
+  LACUNA_DISPATCH(q.device(), attention_decode, q, k_, v_, position_, n_ctx_, heads_, o);
   return o;
 }
 

@@ -8,6 +8,9 @@
 
 namespace lacuna {
 
+/// Adds 1 to a position, i64 [1].
+void advance(const Tensor& position);
+
 /// The keys and values of one layer that later queries can still reach, filled position by position.
 ///
 /// Each part (parts.h) of a head's union has rows of its own, a ring for every group of the part's view. Query i reads
@@ -28,10 +31,12 @@ namespace lacuna {
 /// In a union a position is kept once for each part through which it is read.
 class DecodeCache {
  public:
-  /// For up to n_ctx positions of `batch` sequences in f32 or f64. Throws UsageError for an invalid pattern and Error
-  /// for sizes below 1, another dtype or a device without this operation.
+  /// For up to n_ctx positions of `batch` sequences in f32 or f64, on a GPU in f32. `position`, i64 [1] on the device,
+  /// is the one that append() takes and attend() asks from; its owner advances it between the two of one position and
+  /// those of the next, so that kernels recorded once can be replayed there. Without it the cache counts by itself.
+  /// Throws UsageError for an invalid pattern and Error for sizes below 1 or another dtype.
   DecodeCache(const LayerPattern& pattern, int64_t n_heads, int64_t n_ctx, int64_t batch, int64_t d_qk, int64_t d_v,
-              DType dtype, Device device = kCpu);
+              DType dtype, Device device = kCpu, const Tensor& position = {});
 
   /// Takes keys [batch, n_heads * d_qk] and values [batch, n_heads * d_v] of the next position. Throws Error when they
   /// do not fit the cache or n_ctx positions were taken.
@@ -62,6 +67,8 @@ class DecodeCache {
   void check_rows(const char* name, const Tensor& x, const Shape& shape) const;
 
   int64_t n_ctx_, d_qk_, d_v_, length_ = 0;
+  bool counts_;      // by itself
+  Tensor position_;  // i64 [1]
   std::vector<std::vector<Store>> heads_;
   Tensor k_, v_;  // [batch, rows, d_qk], [batch, rows, d_v]
 };

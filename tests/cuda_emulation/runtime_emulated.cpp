@@ -6,6 +6,7 @@
 #include <exception>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace lacuna::emulation {
 namespace {
@@ -174,12 +175,21 @@ double Event::milliseconds_since(const Event&) const { return 0.0; }  // nothing
 
 struct Graph::State {
   int64_t nodes = 0;
+  std::vector<Work> kept;   // to be replayed
+  std::vector<Work> frees;  // of the memory that those use
+
+  void free_kept() {
+    for (Work& work : frees) machine().compute.add(std::move(work));
+    frees.clear();
+    kept.clear();
+  }
 };
 
 Graph::Graph() : state_(std::make_unique<State>()) {}
-Graph::~Graph() = default;
+Graph::~Graph() { state_->free_kept(); }
 
-void Graph::run(Stream stream, const std::function<void()>& enqueue) {
+void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replayable) {
+  state_->free_kept();
   Queue& queue = queue_of(stream);
   std::deque<Work> recorded;
   check(!queue.recording, "graph: recording cannot begin: the stream is being recorded");
@@ -194,9 +204,18 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue) {
   state_->nodes = 0;
   for (Work& work : recorded) {
     state_->nodes += !work.frees;
+    if (replayable && !failure) {
+      (work.frees ? state_->frees : state_->kept).push_back(work);
+      if (work.frees) continue;
+    }
     if (!failure || work.frees) queue.add(std::move(work));
   }
   if (failure) std::rethrow_exception(failure);
+}
+
+void Graph::replay(Stream stream) {
+  check(!state_->kept.empty(), "graph: nothing was recorded to be replayed");
+  for (const Work& work : state_->kept) queue_of(stream).add(work);
 }
 
 int64_t Graph::nodes() const { return state_->nodes; }

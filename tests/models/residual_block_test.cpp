@@ -72,25 +72,5 @@ TEST_CASE("residual_block: the branches of layer l draw their masks as ops 2 l a
   }
 }
 
-TEST_CASE("linear_by_row_groups: a row has the same bits however many rows there are") {
-  const Parameters weights({{"w", {96, 200}, 0.1}, {"b", {96}, 0.1}, {"x", {11, 200}, 1.0}}, 2);
-  const Tensor x = weights["x"].value();
-  const Tensor y = linear_by_row_groups(x, weights["w"], weights["b"]);
-  CHECK(y.shape() == Shape{11, 96});
-  for (int64_t rows = 1; rows <= 11; ++rows) {
-    const Tensor part = linear_by_row_groups(x.slice(0, rows), weights["w"], weights["b"]);
-    CHECK(std::memcmp(part.raw(), y.raw(), static_cast<size_t>(part.bytes())) == 0);
-  }
-  const std::vector<double> x_rows = elements(x), w = elements(weights["w"].value()),
-                            b = elements(weights["b"].value());
-  const std::vector<double> got = elements(y);
-  for (size_t r = 0; r < 11; ++r)
-    for (size_t o = 0; o < 96; ++o) {
-      double sum = b[o];
-      for (size_t i = 0; i < 200; ++i) sum += x_rows[r * 200 + i] * w[o * 200 + i];
-      CHECK(std::abs(got[r * 96 + o] - sum) < 1e-5);
-    }
-}
-
 }  // namespace
 }  // namespace lacuna

@@ -51,8 +51,8 @@ TEST_CASE("decoder: wrong arguments are refused") {
   Decoder decoder(model, 2, 5);
   decoder.step({});
   CHECK_THROWS_WITH_AS(decoder.step(zeros({3}, DType::u8)), "Decoder: previous tokens must be u8 [2]", Error);
-  CHECK_THROWS_WITH_AS(decoder.step(full({2}, DType::u8, 11)), "decode: tokens must be below n_vocab = 11, got 11",
-                       Error);
+  CHECK_THROWS_WITH_AS(decoder.step(full({2}, DType::u8, 11)),
+                       "embedding_at: previous must be below n_vocab 11, got 11 at [0]", Error);
 }
 
 TEST_CASE("sample: a function of weights, prompt, seed and place, and not of count") {

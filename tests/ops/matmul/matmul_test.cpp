@@ -1,8 +1,11 @@
 #include "ops/matmul/matmul.h"
 
 #include <array>
+#include <cmath>
+#include <cstring>
 
 #include "autograd/gradcheck.h"
+#include "autograd/parameters.h"
 #include "ops/matmul/gemm_cpu.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/simd_targets.h"
@@ -193,6 +196,26 @@ TEST_CASE("linear, matmul: name what does not fit") {
   CHECK(message_of([&] { matmul(x, weight); }) == "matmul: a and b must be [m, k] and [k, n], got [2, 3] and [4, 3]");
   const Variable bytes(zeros({2, 2}, DType::u8));
   CHECK(message_of([&] { matmul(bytes, bytes); }) == "matmul: dtype must be f32 or f64, got u8");
+}
+
+TEST_CASE("linear_rows: a row has the same bits however many rows there are") {
+  const Parameters weights({{"w", {96, 200}, 0.1}, {"b", {96}, 0.1}, {"x", {11, 200}, 1.0}}, 2);
+  const Tensor x = weights["x"].value();
+  const Tensor y = linear_rows(x, weights["w"], weights["b"]);
+  CHECK(y.shape() == Shape{11, 96});
+  for (int64_t rows = 1; rows <= 11; ++rows) {
+    const Tensor part = linear_rows(x.slice(0, rows), weights["w"], weights["b"]);
+    CHECK(std::memcmp(part.raw(), y.raw(), static_cast<size_t>(part.bytes())) == 0);
+  }
+  const std::vector<float> x_rows = to_vector<float>(x), w = to_vector<float>(weights["w"].value()),
+                           b = to_vector<float>(weights["b"].value());
+  const std::vector<float> got = to_vector<float>(y);
+  for (size_t r = 0; r < 11; ++r)
+    for (size_t o = 0; o < 96; ++o) {
+      double sum = double{b[o]};
+      for (size_t i = 0; i < 200; ++i) sum += double{x_rows[r * 200 + i]} * double{w[o * 200 + i]};
+      CHECK(std::abs(double{got[r * 96 + o]} - sum) < 1e-5);
+    }
 }
 
 }  // namespace lacuna::test
