@@ -66,6 +66,9 @@ else()
   add_library(lacuna_cuda INTERFACE)
   add_library(lacuna::cuda ALIAS lacuna_cuda)
   target_compile_definitions(lacuna_cuda INTERFACE LACUNA_HAS_CUDA=1)
+  if("${CMAKE_CUDA_ARCHITECTURES}" MATCHES "90a(-real)?(;|$)")  # whose kernels are chosen when the program runs
+    target_compile_definitions(lacuna_cuda INTERFACE LACUNA_SM90A=1)
+  endif()
   target_include_directories(lacuna_cuda SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(lacuna_cuda INTERFACE CUDA::cudart_static ${CMAKE_DL_LIBS})
   # Programs look for libraries beside themselves first, and so do the libraries they load: scripts/gpu_bundle puts them

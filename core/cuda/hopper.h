@@ -26,23 +26,31 @@ namespace lacuna::gpu {
 /// A TensorBox as the copy unit reads it. Kernels take it in a parameter that is `const __grid_constant__`.
 using TensorMap = CUtensorMap;
 
-inline TensorMap encode_tensor_map(const TensorBox& t, bool bf16) {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+/// cuTensorMapEncodeTiled, which the driver has and the runtime does not.
+inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
+  static const auto encoder = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-  const cudaError_t status =
-      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+    const cudaError_t status =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
 #else
-  const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+    const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
 #endif
-  check(status == cudaSuccess && found == cudaDriverEntryPointSuccess,
-        "tensor map: the NVIDIA driver lacks cuTensorMapEncodeTiled");
+    check(status == cudaSuccess && found == cudaDriverEntryPointSuccess,
+          "tensor map: the NVIDIA driver lacks cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  return encoder;
+}
+
+inline TensorMap encode_tensor_map(const TensorBox& t, bool bf16) {
   constexpr CUtensorMapSwizzle kSwizzles[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
                                               CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
   static_assert(sizeof(cuuint64_t) == sizeof(uint64_t) && sizeof(cuuint32_t) == sizeof(uint32_t));
   const cuuint32_t every_element[kTensorRank] = {1, 1, 1, 1, 1};
   TensorMap map;
-  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+  const CUresult result = tensor_map_encoder()(
       &map, bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, kTensorRank,
       const_cast<void*>(t.data), reinterpret_cast<const cuuint64_t*>(t.sizes),
       reinterpret_cast<const cuuint64_t*>(t.strides + 1), t.box, every_element, CU_TENSOR_MAP_INTERLEAVE_NONE,

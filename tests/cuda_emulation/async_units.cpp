@@ -91,6 +91,7 @@ void run_product(const Warp<ProductLane>& warp) {
   std::array<void*, 32> products;
   for (int lane = 0; lane < 32; ++lane) products[lane] = static_cast<Product*>(&warp[lane]);
   matrix_unit().begin(Warp<Product>{products.data(), warp.mask}, warp[0].where);
+  ++running->counters.wgmma;
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ struct Grid {
     const std::lock_guard lock(totals_mutex);
     totals.ldmatrix_phases += running_block.counters.ldmatrix_phases;
     totals.bank_conflicts += running_block.counters.bank_conflicts;
+    totals.wgmma += running_block.counters.wgmma;
   }
 };
 

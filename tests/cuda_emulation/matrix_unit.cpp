@@ -8,7 +8,7 @@ namespace lacuna::emulation {
 namespace {
 
 constexpr int kK = 16;
-constexpr int kRows = 16;
+constexpr int kRows = 16, kGroupRows = 64;  // of a warp, of its warpgroup
 constexpr uint32_t kPoison = ~0u;
 
 /// Where element i of a lane's accumulator is in [16][n]: PTX ISA, "Register fragments for wgmma.mma_async.m64nNk16".
@@ -53,12 +53,12 @@ MatrixUnit::Accumulator* MatrixUnit::accumulator_of(const float* d) {
   return found == accumulators_.end() ? nullptr : &*found;
 }
 
-/// Elements [count][16] of m or n from `first` on; with `columns` [16][count].
-std::vector<uint16_t> MatrixUnit::read_rows(uint64_t descriptor, int first, int count, bool columns, Location where) {
+/// Elements [count][16] of m or n; with `columns` [16][count].
+std::vector<uint16_t> MatrixUnit::read_rows(uint64_t descriptor, int count, bool columns, Location where) {
   std::vector<uint16_t> x(size_t(count) * kK);
   for (int mn = 0; mn < count; mn += columns ? 8 : 1)
     for (int k = 0; k < kK; k += columns ? 1 : 8) {
-      const std::byte* const from = proxy_.read(piece(descriptor, first + mn, k, columns, where), 16, where);
+      const std::byte* const from = proxy_.read(piece(descriptor, mn, k, columns, where), 16, where);
       if (under_tsan()) pieces_read_.push_back(from);
       std::memcpy(&x[columns ? size_t(k) * count + mn : size_t(mn) * kK + k], from, 16);
     }
@@ -70,16 +70,16 @@ MatrixUnit::Operands MatrixUnit::read(const Operation& operation) {
   Operands x;
   pieces_read_.clear();
   if (!p.a_registers) {
-    x.a = read_rows(p.a, rows_, kRows, false, operation.where);
+    x.a = read_rows(p.a, kGroupRows, false, operation.where);
   } else {
-    x.a.resize(kRows * kK);
+    x.a.resize(size_t(kGroupRows) * kK);
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 8; ++i) {
         const int row = lane / 4 + 8 * (i / 2 & 1), k = 2 * (lane % 4) + 8 * (i / 4) + i % 2;
-        x.a[row * kK + k] = uint16_t(operation.a_registers[lane][i / 2] >> 16 * (i % 2));
+        x.a[(rows_ + row) * kK + k] = uint16_t(operation.a_registers[lane][i / 2] >> 16 * (i % 2));
       }
   }
-  x.b = read_rows(p.b, 0, p.n, p.columns, operation.where);
+  x.b = read_rows(p.b, p.n, p.columns, operation.where);
   return x;
 }
 
@@ -145,7 +145,8 @@ void MatrixUnit::finish(const Operation& operation) {
   const int step_k = p.columns ? p.n : 1, step_n = p.columns ? 1 : kK;
   for (int m = 0; m < kRows; ++m)
     for (int k = 0; k < kK; ++k)
-      for (int n = 0; n < p.n; ++n) d.values[size_t(m) * p.n + n] += a[m * kK + k] * b[k * step_k + n * step_n];
+      for (int n = 0; n < p.n; ++n)
+        d.values[size_t(m) * p.n + n] += a[(rows_ + m) * kK + k] * b[k * step_k + n * step_n];
 
   if (--d.pending > 0) return;
   for (int lane = 0; lane < 32; ++lane)

@@ -30,7 +30,7 @@ class MatrixUnit {
 
  private:
   struct Operands {
-    std::vector<uint16_t> a, b;  // [16][16], [16][n]
+    std::vector<uint16_t> a, b;  // [64][16], of registers the warp's alone; [n][16], or by columns [16][n]
     friend bool operator==(const Operands&, const Operands&) = default;
   };
   struct Operation {
@@ -47,7 +47,7 @@ class MatrixUnit {
   };
 
   Operands read(const Operation& operation);
-  std::vector<uint16_t> read_rows(uint64_t descriptor, int first, int count, bool columns, Location where);
+  std::vector<uint16_t> read_rows(uint64_t descriptor, int count, bool columns, Location where);
   void finish(const Operation& operation);
   Accumulator* accumulator_of(const float* d);
   bool fenced(const void* registers) const;

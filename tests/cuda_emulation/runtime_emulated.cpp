@@ -62,6 +62,17 @@ void enqueue(Stream stream, std::function<void()> work) {
 NoDevice::NoDevice(const std::string& reason) { machine().problem = reason; }
 NoDevice::~NoDevice() { machine().problem.clear(); }
 
+ComputeCapability::ComputeCapability(int major, int minor)
+    : major_(machine().properties.major), minor_(machine().properties.minor) {
+  machine().properties.major = major;
+  machine().properties.minor = minor;
+}
+
+ComputeCapability::~ComputeCapability() {
+  machine().properties.major = major_;
+  machine().properties.minor = minor_;
+}
+
 int64_t bytes_in_use() { return machine().bytes; }
 
 }  // namespace lacuna::emulation

@@ -20,6 +20,17 @@ class NoDevice {
   ~NoDevice();
 };
 
+/// While alive, the GPU has this compute capability.
+class ComputeCapability {
+ public:
+  ComputeCapability(int major, int minor);
+  ~ComputeCapability();
+  ComputeCapability(const ComputeCapability&) = delete;
+
+ private:
+  int major_, minor_;  // before
+};
+
 /// Bytes in blocks that are not freed yet; frees take effect in the order of the compute stream.
 int64_t bytes_in_use();
 

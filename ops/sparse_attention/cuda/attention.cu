@@ -84,7 +84,10 @@ void forward_with_tiles(Stream stream, const AttentionProblem& problem, const At
   for (const std::vector<BandTable>& pass : passes_of(problem, Cut::queries, kTile)) {
     for (const BandTable& table : pass) {
       call.table = table;
-      forward_tiles(stream, call, problem.batch);
+      if (hopper_computes(stream.device, call))
+        hopper_forward(stream, call, problem.batch);
+      else
+        forward_tiles(stream, call, problem.batch);
     }
     call.merge = true;
   }

@@ -57,6 +57,14 @@ inline constexpr int kTile = 64;  // rows of a tile
 template <class T>
 void forward_tiles(Stream stream, const ForwardTiles<T>& call, int64_t batch);
 
+/// The same with wgmma and the copy unit of sm_90a, where hopper_computes() says that it can and is worth it: on compute
+/// capability 9.0, width 64, without `merge`, at most 4 bands of a head, whose queries are all positions and whose keys
+/// are runs of a divisor of 128 positions; 256 keys or more for the last query.
+template <class T>
+void hopper_forward(Stream stream, const ForwardTiles<T>& call, int64_t batch);
+template <class T>
+bool hopper_computes(Device device, const ForwardTiles<T>& call);
+
 /// dq, of bands that share their groups.
 template <class T>
 void backward_query_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch);

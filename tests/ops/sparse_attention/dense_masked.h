@@ -25,10 +25,11 @@ std::vector<T> random_numbers(int64_t count, uint64_t seed) {
   return x;
 }
 
-/// Output and gradients; the loss is the output contracted with d_o.
+/// Output and gradients; the loss is the output contracted with d_o. lse [batch, n_heads, n], of the exact answer
+/// alone.
 template <class T>
 struct Result {
-  std::vector<T> o, dq, dk, dv;
+  std::vector<T> o, dq, dk, dv, lse = {};
 };
 
 template <class T>
@@ -54,7 +55,7 @@ struct Exact {
 
 /// Dense attention under the mask of pattern.h, pair by pair from the equations, of inputs rounded to T.
 template <class T>
-Exact dense_masked(const Case& c) {
+Exact dense_masked(const Case& c, bool gradients = true) {
   Inputs<double> in(c);
   const Inputs<T> rounded(c);
   in.q = widened(rounded.q), in.k = widened(rounded.k), in.v = widened(rounded.v), in.d_o = widened(rounded.d_o);
@@ -82,16 +83,23 @@ Exact dense_masked(const Case& c) {
           p[j] += std::log(static_cast<double>(multiplicity(patterns, i, j)));  // exp(score) counts that often
           top = std::max(top, p[j]);
         }
+        r.value.lse.push_back(top);
+        r.size.lse.push_back(0);
         if (std::isinf(top)) continue;  // no keys
         for (int64_t j = 0; j < c.n; ++j) sum += p[j] = std::exp(p[j] - top);
+        const double lse = r.value.lse.back() = top + std::log(sum);
         for (int64_t j = 0; j < c.n; ++j) {
           p[j] /= sum;
           if (p[j] == 0) continue;
-          score_size[j] += std::abs(top + std::log(sum));  // the weight is exp(score - lse)
-          dp[j] = dp_size[j] = 0;
+          score_size[j] += std::abs(lse);  // the weight is exp(score - lse)
+          r.size.lse.back() += p[j] * (1 + score_size[j]);
           for (int64_t d = 0; d < c.d_v; ++d) {
             r.value.o[vo(i) + d] += p[j] * in.v[vo(j) + d];
             r.size.o[vo(i) + d] += p[j] * std::abs(in.v[vo(j) + d]) * (1 + score_size[j]);
+          }
+          if (!gradients) continue;
+          dp[j] = dp_size[j] = 0;
+          for (int64_t d = 0; d < c.d_v; ++d) {
             r.value.dv[vo(j) + d] += p[j] * in.d_o[vo(i) + d];
             r.size.dv[vo(j) + d] += p[j] * std::abs(in.d_o[vo(i) + d]) * (1 + score_size[j]);
             dp[j] += in.d_o[vo(i) + d] * in.v[vo(j) + d];
@@ -100,7 +108,7 @@ Exact dense_masked(const Case& c) {
           delta += p[j] * dp[j];
           delta_size += p[j] * dp_size[j] * (1 + score_size[j]);
         }
-        for (int64_t j = 0; j < c.n; ++j) {
+        for (int64_t j = 0; gradients && j < c.n; ++j) {
           if (p[j] == 0) continue;
           const double ds = scale * p[j] * (dp[j] - delta);
           const double ds_size = scale * p[j] * (dp_size[j] + delta_size) * (1 + score_size[j]);
