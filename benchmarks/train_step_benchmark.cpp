@@ -42,6 +42,7 @@
 #include "experiments/parse.h"
 #include "experiments/presets.h"
 #include "models/cost.h"
+#include "models/sampler.h"
 #include "models/sparse_transformer.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
@@ -59,7 +60,7 @@ struct Options {
   std::string python = std::getenv("PYTHON") ? std::getenv("PYTHON") : "python3";
   std::vector<std::string> pytorch{"products", "sdpa", "compile"};  // its ways to run the rival
   std::string device = "cpu", dtype = "f32", recompute = "preset";
-  int64_t batch = 0;
+  int64_t batch = 0, samples = 0;
   bool json = false;
   fs::path weights, text;
   std::vector<std::string> names{"rival",
@@ -135,6 +136,22 @@ void write_model(const fs::path& folder, const SparseTransformer& model, const T
   write_file(folder / "tokens.bin", {reinterpret_cast<const char*>(tokens.raw()), static_cast<size_t>(tokens.bytes())});
 }
 
+/// Draws whole sequences, all at once, from untrained weights: that takes as long as from trained ones.
+void measure_sampling(const std::string& name, const SparseTransformer& model, int64_t count, Device device) {
+  sample(model, {.count = count, .length = 2});  // chooses algorithms
+  const auto start = std::chrono::steady_clock::now();
+  sample(model, {.count = count});
+  const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print("{}\n", json{{"name", name},
+                          {"device", describe(device)},
+                          {"samples", count},
+                          {"length", model.config().n_ctx},
+                          {"seconds", elapsed_s},
+                          {"samples_per_s", static_cast<double>(count) / elapsed_s},
+                          {"peak_tensor_bytes", Allocator::of(device).stats().total_peak}}
+                         .dump());
+}
+
 /// Prints what benchmarks/pytorch/train_step.py --json prints, by the same names.
 void measure(const std::string& name, Case c, const Options& options, const fs::path& weights) {
   using Clock = std::chrono::steady_clock;
@@ -144,6 +161,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
   c.model.recompute = recomputes(c, options, dtype, device);
   const Shape shape{c.batch, c.model.n_ctx};
   const SparseTransformer model(c.model, /*seed=*/1, dtype, device);
+  if (options.samples > 0) return measure_sampling(name, model, options.samples, device);
   const Parameters& parameters = model.parameters();
   Adam adam(parameters, {});
   Ema ema(parameters, 0.999);
@@ -394,10 +412,13 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"preset", "true", "false", "auto"}))
       ->capture_default_str();
   app.add_option("--text", options.text, "train on the bytes of this file, in order (default: random bytes)");
+  app.add_option("--samples", options.samples, "instead of training: so many samples at once (with --json)")
+      ->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json, "one line of JSON for each case");
   app.add_option("NAME", options.names, "rival, rival-recompute, rival-dense, PROGRAM/PRESET");
   CLI11_PARSE(app, argc, argv);
   try {
+    check_usage(options.samples == 0 || options.json, "train_step_benchmark: --samples needs --json");
     run(options);
   } catch (const UsageError& error) {
     fmt::print(stderr, "{}\n", error.what());

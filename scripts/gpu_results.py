@@ -40,6 +40,10 @@ TRAINING = {  # by program/preset; those with goals first
     "enwik8/enwik8-95m-dense": Model(8, (4, 5.7)),
     "enwik8/enwik8-95m-strided": Model(8, (4, 5.7)),
 }
+SAMPLING = {  # samples drawn at once, memory beside them and of each, goals in samples/s
+    "cifar10/cifar10-59m-strided": Model(256, (2, 0.4), (20, 40)),
+    "imagenet64/imagenet64-152m": Model(128, (4, 1.3), (5, 10)),
+}
 # Seconds per step of dense attention over those of the pattern, Table 2 of the paper (8 V100).
 TABLE_2 = {"cifar10/cifar10-59m-fixed": 0.54 / 0.47, "cifar10/cifar10-59m-strided": 0.54 / 0.38,
            "enwik8/enwik8-95m-fixed": 1.31 / 0.55, "enwik8/enwik8-95m-strided": 1.31 / 0.35}
@@ -124,6 +128,10 @@ def summary_lines(out, names):
                        f"{r['losses_nats'][-1]:.2f} nats" + (", recompute" if r["recompute"] else ""))
     for r in results["training"].get("table_2", []):
         yield from row(f"Table 2: dense / {r['preset'].split('/')[1]}", r["dense_over_this"], None, "x", f"paper {r['paper']:.2f}x")
+    for r in results.get("sampling", {}).get("rows", []):
+        if "samples_per_s" in r:
+            more = f"  {r['samples']} at once, {r['peak_tensor_bytes'] / 2**30:.1f} GiB"
+            yield from row(f"sampling: {r['name']}", r["samples_per_s"], SAMPLING[r["name"]].tokens, "/s", more)
     fastest = {}
     for r in results.get("pytorch", {}).get("rows", []):
         if "ours_is_faster" in r and r["ours_is_faster"] < fastest.get(r["name"], r)["ours_is_faster"] + 1e-9:
