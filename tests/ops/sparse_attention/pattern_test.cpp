@@ -4,6 +4,7 @@
 #include <rapidcheck.h>
 
 #include <set>
+#include <vector>
 
 #include "core/error.h"
 #include "core/text_distance.h"
@@ -158,6 +159,33 @@ TEST_CASE("strip: rank counts the elements before a position") {
     for (int64_t p = 0; p < 60; ++p) {
       RC_ASSERT(strip.rank(p) == count);
       if (strip.position(count) == p) ++count;
+    }
+  }));
+}
+
+TEST_CASE("view: end_of_reach and for_each_group_of are what first_position and the lists of keys say") {
+  CHECK(rc::check([] {
+    const auto field = [] { return *rc::gen::inRange<int64_t>(1, 13); };
+    const auto rarely = [&] { return *rc::gen::inRange(0, 2) == 0 ? field() : kUnbounded; };
+    View view;
+    view.residues = field();
+    view.keys_of_group_0.first = field() - 1;
+    view.keys_of_group_0.period = field();
+    view.keys_of_group_0.width = *rc::gen::inRange<int64_t>(1, view.keys_of_group_0.period + 1);
+    view.window = rarely();
+    view.segment = rarely();
+    const int64_t n = *rc::gen::inRange<int64_t>(1, 50);
+    for (int64_t j = 0; j < n; ++j) {
+      int64_t end = j;
+      while (end < 2 * n && view.first_position(end) <= j) ++end;
+      const int64_t ours = view.end_of_reach(j);
+      RC_ASSERT((end < 2 * n ? ours == end : ours >= end));
+
+      std::vector<int64_t> listed, found;
+      for (int64_t group = 0; group < view.groups(n); ++group)
+        if (view.keys(group).has(j)) listed.push_back(group);
+      for_each_group_of(view, j, n, [&](int64_t group) { found.push_back(group); });
+      RC_ASSERT(found == listed);
     }
   }));
 }
