@@ -134,6 +134,12 @@ Seconds measure(const AttentionPattern& attention, int64_t n, double seconds) {
   return mean;
 }
 
+/// `text` for a cell of a table, in which a bar would end it.
+std::string escaped(std::string text) {
+  for (size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.insert(at, 1, '\\');
+  return text;
+}
+
 void run(int64_t most, double seconds) {
   std::vector<int64_t> lengths;
   for (int64_t n = 64; n <= most; n *= 2) lengths.push_back(n);
@@ -150,7 +156,7 @@ void run(int64_t most, double seconds) {
              "---: | ---: |\n",
              kPasses[0], kPasses[1], kPasses[2]);
   for (size_t p = 0; p < kPatterns.size(); ++p) {
-    fmt::print("| `{}` |", kPatterns[p]);
+    fmt::print("| `{}` |", escaped(kPatterns[p]));
     for (size_t pass = 0; pass < 3; ++pass) {
       size_t first = lengths.size();
       while (first > 0 && times[p][first - 1][pass] < dense[first - 1][pass]) --first;
@@ -167,7 +173,7 @@ void run(int64_t most, double seconds) {
     fmt::print("\n| `dense`, ms |");
     for (const Seconds& s : dense) fmt::print(" {:.3g} |", 1e3 * s[pass]);
     for (size_t p = 0; p < kPatterns.size(); ++p) {
-      fmt::print("\n| `{}` |", kPatterns[p]);
+      fmt::print("\n| `{}` |", escaped(kPatterns[p]));
       for (size_t x = 0; x < lengths.size(); ++x) fmt::print(" {:.2f} |", dense[x][pass] / times[p][x][pass]);
     }
     fmt::print("\n");
