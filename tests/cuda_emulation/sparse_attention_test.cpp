@@ -106,6 +106,7 @@ struct Shared {
 std::vector<Case> device_cases() {
   return {{1, 1, 1, 8, 8, layer("dense")},
           {2, 65, 1, 16, 8, layer("dense")},
+          {1, 5, 2, 8, 8, layer("fixed_block(stride=9) + fixed_summary(stride=9, c=2) | dense")},  // no summary yet
           {1, 130, 1, 64, 64, layer("dense")},
           {1, 97, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
           {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},

@@ -75,6 +75,7 @@ std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, C
       if (passes.size() == m) passes.emplace_back();
       const View& view = bands[cuts[m]].view;
       const int64_t rows = cut == Cut::keys ? view.keys(0).rank(problem.n) : view.queries(0).rank(problem.n);
+      if (rows == 0) continue;  // n ends before the first key
       add_head(passes[m], h, bands, cuts[m], cuts[m + 1],
                view.groups(problem.n) * ((rows + rows_per_tile - 1) / rows_per_tile));
     }

@@ -36,8 +36,8 @@ enum class Cut {
   keys,     // one; a tile holds keys
 };
 
-/// All launches of a call, in order: passes[m] are those of the m-th cut of every head that has one. Throws Error when
-/// a head has more than kMaxBands bands, or positions do not fit 31 bits.
+/// All launches of a call, in order: passes[m] are those of the m-th cut of every head that has one with rows. Throws
+/// Error when a head has more than kMaxBands bands, or positions do not fit 31 bits.
 std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, Cut cut, int64_t rows_per_tile);
 
 /// Whether no key belongs to two groups of any band.
