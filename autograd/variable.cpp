@@ -39,6 +39,7 @@ struct GradientLink {
   bool grad_is_view = false;   // the gradient is a piece of a larger buffer
   Sum grad;                    // of a leaf
   std::shared_ptr<Node> node;  // of what an operation made
+  size_t output = 0;           // which of the node's outputs
 };
 
 namespace {
@@ -49,7 +50,8 @@ using Links = std::vector<std::shared_ptr<GradientLink>>;
 struct Node {
   std::string op;
   Links inputs;  // null where the operation had no such input
-  Backward backward;
+  size_t outputs = 0;
+  BackwardOfSeveral backward;
   uint64_t order = 0;  // of creation
   bool freed = false;
 
@@ -121,20 +123,34 @@ GradientMode::GradientMode(bool enabled) : previous_(t_gradients_enabled) { t_gr
 GradientMode::~GradientMode() { t_gradients_enabled = previous_; }
 
 Variable record(const char* op, Tensor y, const std::vector<Variable>& inputs, Backward backward) {
+  auto of_one = [backward = std::move(backward)](const Grads& dys, const Needs& needs) {
+    return backward(dys[0], needs);
+  };
+  return record_several(op, {std::move(y)}, inputs, std::move(of_one))[0];
+}
+
+std::vector<Variable> record_several(const char* op, std::vector<Tensor> ys, const std::vector<Variable>& inputs,
+                                     BackwardOfSeveral backward) {
   static std::atomic<uint64_t> created{0};
-  Variable result(std::move(y));
+  std::vector<Variable> results;
+  for (Tensor& y : ys) results.emplace_back(std::move(y));
   const bool needed = gradients_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const Variable& v) {
                         return v.defined() && v.requires_grad();
                       });
-  if (!needed) return result;
+  if (!needed) return results;
   auto node = std::make_shared<Node>();
   node->op = op;
   for (const Variable& input : inputs) node->inputs.push_back(input.link_);
+  node->outputs = results.size();
   node->backward = std::move(backward);
   node->order = created++;
-  result.link_->requires_grad = true;
-  result.link_->node = std::move(node);
-  return result;
+  for (size_t i = 0; i < results.size(); ++i) {
+    GradientLink& link = *results[i].link_;
+    link.requires_grad = true;
+    link.node = node;
+    link.output = i;
+  }
+  return results;
 }
 
 void backward(const Variable& root, const Tensor& seed) {
@@ -146,7 +162,7 @@ void backward(const Variable& root, const Tensor& seed) {
   // runs when all parts of its gradient have arrived.
   struct Waiting {
     std::shared_ptr<Node> node;
-    Sum dy;
+    std::vector<Sum> dys;  // of its outputs
   };
   std::map<uint64_t, Waiting, std::greater<>> waiting;
 
@@ -157,12 +173,13 @@ void backward(const Variable& root, const Tensor& seed) {
     }
     Waiting& w = waiting[to.node->order];
     w.node = to.node;
-    w.dy.add(part);
+    w.dys.resize(to.node->outputs);
+    w.dys[to.output].add(part);
   };
 
   deliver(*root.link_, seed);
   while (!waiting.empty()) {
-    const Waiting next = std::move(waiting.begin()->second);
+    Waiting next = std::move(waiting.begin()->second);
     waiting.erase(waiting.begin());
     Node& node = *next.node;
     check(!node.freed, "backward: the graph of ", node.op,
@@ -172,7 +189,9 @@ void backward(const Variable& root, const Tensor& seed) {
     const Links inputs = std::move(node.inputs);
     node.inputs.clear();
     node.freed = true;
-    const Grads grads = std::exchange(node.backward, nullptr)(next.dy.tensor, Needs(inputs));
+    Grads dys;
+    for (Sum& dy : next.dys) dys.push_back(std::move(dy.tensor));
+    const Grads grads = std::exchange(node.backward, nullptr)(dys, Needs(inputs));
 
     check(grads.size() == inputs.size(), node.op, ": backward returned ", grads.size(), " gradients for ",
           inputs.size(), " inputs");

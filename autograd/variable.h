@@ -36,6 +36,10 @@ class Needs {
 /// The backward pass of one operation: the gradients of the loss in its inputs, from the gradient `dy` in its output.
 using Backward = std::function<Grads(const Tensor& dy, const Needs& needs)>;
 
+/// The same of an operation with several outputs: `dys` has a gradient for each, undefined where nobody read the
+/// output.
+using BackwardOfSeveral = std::function<Grads(const Grads& dys, const Needs& needs)>;
+
 /// A tensor, the node of the graph that made it, and, for a leaf, its gradient. A Variable is a handle: copies are the
 /// same variable. The graph itself holds no values but those that backward functions captured. Default-constructed it
 /// is undefined.
@@ -73,7 +77,8 @@ class Variable {
   Variable detach() const { return Variable(value()); }
 
  private:
-  friend Variable record(const char* op, Tensor y, const std::vector<Variable>& inputs, Backward backward);
+  friend std::vector<Variable> record_several(const char* op, std::vector<Tensor> ys,
+                                              const std::vector<Variable>& inputs, BackwardOfSeveral backward);
   friend void backward(const Variable& root, const Tensor& seed);
 
   Tensor value_;
@@ -98,6 +103,10 @@ class GradientMode {
 /// The result of an operation: `y`, and `backward` to differentiate it if gradients are enabled and an input requires
 /// one. `backward` should capture only what it reads; it is dropped when it has run.
 Variable record(const char* op, Tensor y, const std::vector<Variable>& inputs, Backward backward);
+
+/// The results of an operation with several. Their gradients reach `backward` together, when all have arrived.
+std::vector<Variable> record_several(const char* op, std::vector<Tensor> ys, const std::vector<Variable>& inputs,
+                                     BackwardOfSeveral backward);
 
 /// Adds the gradient of `root` (contracted with `seed`, of root's shape and dtype) to every leaf that it was made from,
 /// and frees the graph. Nodes run in the reverse order of their creation, so sums have one order in every run.

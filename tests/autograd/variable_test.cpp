@@ -61,6 +61,59 @@ TEST_CASE("a chain of a million nodes fits on the stack, run backward or dropped
   CHECK(Allocator::of(kCpu).stats().total_current == before);
 }
 
+namespace {
+/// {a + b, a b}: one operation with two results.
+std::vector<Variable> sum_and_product(const Variable& a, const Variable& b, int* calls = nullptr) {
+  auto backward = [a = a.value(), b = b.value(), calls](const Grads& dys, const Needs&) {
+    if (calls) ++*calls;
+    const Tensor zero = zeros_like(a), dsum = dys[0].defined() ? dys[0] : zero,
+                 dproduct = dys[1].defined() ? dys[1] : zero;
+    return Grads{toy::map(dsum, toy::map(dproduct, b, toy::product), toy::sum),
+                 toy::map(dsum, toy::map(dproduct, a, toy::product), toy::sum)};
+  };
+  return record_several("sum_and_product",
+                        {toy::map(a.value(), b.value(), toy::sum), toy::map(a.value(), b.value(), toy::product)},
+                        {a, b}, backward);
+}
+}  // namespace
+
+TEST_CASE("record_several: gradients of all results arrive together, in one call") {
+  const Variable a = leaf({3.0}), b = leaf({5.0});
+  int calls = 0;
+  const std::vector<Variable> y = sum_and_product(a, b, &calls);
+  const Variable square = multiply(y[0], y[0]);  // used by another operation than y[1], and twice
+  backward(add(multiply(y[1], square), y[0]));   // a b (a + b)^2 + a + b
+  CHECK(calls == 1);
+  CHECK(a.grad().data<double>()[0] == 5.0 * 64.0 + 2.0 * 15.0 * 8.0 + 1.0);
+  CHECK(b.grad().data<double>()[0] == 3.0 * 64.0 + 2.0 * 15.0 * 8.0 + 1.0);
+  CHECK_THROWS_WITH_AS(
+      backward(y[1]),
+      "backward: the graph of sum_and_product was freed by an earlier backward; run the forward pass again", Error);
+}
+
+TEST_CASE("record_several: the gradient of a result that nobody reads is undefined") {
+  for (const size_t read : {0u, 1u}) {
+    const Variable a = leaf({3.0}), b = leaf({5.0});
+    backward(sum_and_product(a, b)[read]);
+    CHECK(a.grad().data<double>()[0] == (read == 0 ? 1.0 : 5.0));
+  }
+  const GradientMode off(false);
+  CHECK_FALSE(sum_and_product(leaf({1.0}), leaf({1.0}))[1].requires_grad());
+}
+
+TEST_CASE("a chain of operations with two results fits on the stack, run backward or dropped") {
+  const int64_t before = Allocator::of(kCpu).stats().total_current;
+  {
+    const Variable x = leaf({1.0}), zero(zeros(Shape{1}, DType::f64));
+    std::vector<Variable> y{x, x}, dropped{x, x};
+    for (int i = 0; i < 200000; ++i) y = sum_and_product(y[0], zero);
+    for (int i = 0; i < 200000; ++i) dropped = sum_and_product(add(dropped[0], dropped[1]), zero);
+    backward(y[0]);
+    CHECK(x.grad().data<double>()[0] == 1.0);
+  }
+  CHECK(Allocator::of(kCpu).stats().total_current == before);
+}
+
 TEST_CASE("no-gradient mode records nothing") {
   const Variable x = leaf({2.0});
   const GradientMode off(false);
