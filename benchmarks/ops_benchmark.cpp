@@ -19,6 +19,7 @@
 #include "core/parallel.h"
 #include "core/rng.h"
 #include "ops/add/add.h"
+#include "ops/add_dropout_layer_norm/add_dropout_layer_norm.h"
 #include "ops/dropout/dropout.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gelu/gelu.h"
@@ -94,6 +95,8 @@ void add_all() {
   add_op("gelu", wide, 2 * wide_floats, 5 * wide_floats, [=] { return gelu(wide); });
   add_op("dropout", x, 2 * narrow_floats, 4 * narrow_floats,
          [=] { return dropout(x, 0.25f, 0, Run{.training = true}); });
+  add_op("add_dropout_layer_norm", x, 4 * narrow_floats, 8 * narrow_floats,
+         [=] { return add_dropout_layer_norm(x, x, 0.25f, 0, Run{.training = true}, gain, bias).norm; });
   add_benchmark("add forward", 3 * narrow_floats, [=] {
     const GradientMode off(false);
     benchmark::DoNotOptimize(add(x, x));

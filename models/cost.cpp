@@ -27,9 +27,10 @@ int64_t block_bytes(const ModelConfig& config, DType dtype) {
 }
 
 // Elements per token of the f32 copies that an operation in bf16 or f16 makes of what it reads and writes: gelu's
-// backward, that of the loss, or that of attention.
+// backward, that of the loss, that of attention, or that of a norm with what is beside it.
 int64_t widened_width(const ModelConfig& config) {
-  return std::max({3 * config.ff_width(), 2 * config.n_vocab, 3 * config.d_model + 2 * config.qk_width()});
+  return std::max(
+      {3 * config.ff_width(), 2 * config.n_vocab, 3 * config.d_model + 2 * config.qk_width(), 5 * config.d_model});
 }
 
 }  // namespace
@@ -75,16 +76,18 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
   const int64_t tokens = setup.batch * config.n_ctx, flat = wide * flat_size(parameter_specs(config));
 
   // What is held at the worst moments of a step. In the loss: logits, which become their gradient, over the inputs of
-  // all blocks and the final norm. In the last block: at the end of its forward pass (which recomputation repeats) its two
-  // branches; in the backward pass of its feed-forward layer the gradient of the hidden layer; in that of its attention
-  // the gradients of q, k, v, o, of the block's input and output.
+  // all blocks and the final norm. In the last block: at the end of its forward pass (which recomputation repeats) the
+  // branch that is added; in the backward pass of its feed-forward layer the gradient of the hidden layer, and of the
+  // branch where dropout makes it another than that of the sum; in that of its attention the gradients of q, k, v, o,
+  // of the block's input and output.
   const int64_t d = element * config.d_model, d_qk = element * config.qk_width();
   const int64_t inside = block_bytes(config, setup.dtype);
   const int64_t below = (config.recompute ? d : inside) * config.n_layers + d;
   const int64_t last = config.recompute ? inside : 0;
+  const int64_t d_branch = config.dropout > 0.0f ? d : 0;
   const int64_t worst =
-      std::max({below + d + element * config.n_vocab, below + last + 2 * d,
-                below + last + element * config.ff_width(), below + last - inside + 7 * d + 4 * d_qk});
+      std::max({below + d + element * config.n_vocab, below + last + d,
+                below + last + element * config.ff_width() + d_branch, below + last - inside + 7 * d + 4 * d_qk});
 
   std::array<int64_t, kMemoryCategories> bytes{};
   bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat;

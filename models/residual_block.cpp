@@ -1,6 +1,7 @@
 #include "models/residual_block.h"
 
 #include "ops/add/add.h"
+#include "ops/add_dropout_layer_norm/add_dropout_layer_norm.h"
 #include "ops/dropout/dropout.h"
 #include "ops/gelu/gelu.h"
 #include "ops/layer_norm/layer_norm.h"
@@ -34,11 +35,10 @@ ResidualBlock::ResidualBlock(const ModelConfig& config, int64_t layer, const Par
       dropout_(config.dropout) {}
 
 Variable ResidualBlock::operator()(const Variable& h, const Run& run) const {
-  const Variable a = dropout(attention(layer_norm(h, p_.norm_a_gain, p_.norm_a_bias)), dropout_, 2 * layer_, run);
-  const Variable h_a = h + a;
-  const Variable b =
-      dropout(feed_forward(layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias)), dropout_, 2 * layer_ + 1, run);
-  return h_a + b;
+  const auto [h_in, x_a] = residual_layer_norm(h, p_.norm_a_gain, p_.norm_a_bias);
+  const auto [h_a, x_b] =
+      add_dropout_layer_norm(h_in, attention(x_a), dropout_, /*op=*/2 * layer_, run, p_.norm_b_gain, p_.norm_b_bias);
+  return add_dropout(h_a, feed_forward(x_b), dropout_, /*op=*/2 * layer_ + 1, run);
 }
 
 Variable ResidualBlock::attention(const Variable& x) const {

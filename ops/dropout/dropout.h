@@ -20,4 +20,7 @@ namespace lacuna {
 /// Source: Sec. 5.4; Srivastava et al. 2014; Salmon et al. 2011.
 Variable dropout(const Variable& x, float rate, int64_t op, const Run& run);
 
+/// y = residual + dropout(x) in one pass. residual is like x; in bf16 and f16 y is rounded once.
+Variable add_dropout(const Variable& residual, const Variable& x, float rate, int64_t op, const Run& run);
+
 }  // namespace lacuna

@@ -43,8 +43,16 @@ HWY_INLINE void philox_words(D64 d64, V64 w0, V64 w1, V64 w2, V64 w3, Philox::Ke
 }
 
 // Elements [8 * group, 8 * group + count) of a sample; `counter` is that of `group`, whose lower 32 bits must not wrap.
-void dropout_f32(const float* HWY_RESTRICT x, int64_t count, Philox::Block counter, Philox::Key key, uint32_t threshold,
-                 float scale, float* HWY_RESTRICT y) {
+// `residual` may be null.
+void dropout_f32(const float* HWY_RESTRICT x, const float* HWY_RESTRICT residual, int64_t count, Philox::Block counter,
+                 Philox::Key key, uint32_t threshold, float scale, float* HWY_RESTRICT y) {
+  const auto store = [=](auto d, int64_t i, auto kept) HWY_ATTR {
+    hn::StoreU(residual ? hn::Add(hn::LoadU(d, residual + i), kept) : kept, d, y + i);
+  };
+  if (threshold == 0) {
+    for_each_vector(count, [&](auto d, int64_t i) HWY_ATTR { store(d, i, hn::LoadU(d, x + i)); });
+    return;
+  }
   const hn::ScalableTag<uint64_t> d64;
   constexpr int64_t kWords = HWY_MAX_BYTES / sizeof(uint16_t) * 2;  // two vectors of u64: one block for each lane
   const int64_t groups = static_cast<int64_t>(hn::Lanes(d64));
@@ -65,7 +73,7 @@ void dropout_f32(const float* HWY_RESTRICT x, int64_t count, Philox::Block count
       const auto word = hn::PromoteTo(d32, hn::LoadU(d16, halves + j));
       const auto keep = hn::RebindMask(d, hn::Gt(word, hn::Set(d32, static_cast<int32_t>(threshold) - 1)));
       const auto scaled = hn::Mul(hn::LoadU(d, x + begin + j), hn::Set(d, scale));
-      hn::StoreU(hn::IfThenElseZero(keep, scaled), d, y + begin + j);
+      store(d, begin + j, hn::IfThenElseZero(keep, scaled));
     });
   }
 }
@@ -77,6 +85,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "ops/dropout/dropout_cpu.h"
 #include "ops/widen.h"
 
 namespace lacuna::cpu {
@@ -84,49 +93,74 @@ namespace {
 
 HWY_EXPORT(dropout_f32);
 
-constexpr int64_t kElementsPerChunk = 16384;  // a multiple of 8, so that chunks begin with a group
+constexpr int64_t kElementsPerChunk = 16384;
 
-// Elements [begin, end) of the sample at `place`, where they start at x and y.
+// Elements [begin, end) of the sample at `place`, where they start at x, residual and y.
 template <class T>
-void dropout_range(const T* x, int64_t begin, int64_t end, const DropoutMask& mask, Rng::Place place, T* y) {
+void plain_loop(const T* x, const T* residual, int64_t begin, int64_t end, const DropoutMask& mask, Rng::Place place,
+                T* y) {
   const T scale = static_cast<T>(mask.scale());
   Philox::Block block{};
   for (int64_t e = begin; e < end; ++e) {
-    if (e % 8 == 0) block = mask.rng.bits(place, e / 8);
+    if (mask.drops() && (e == begin || e % 8 == 0)) block = mask.rng.bits(place, e / 8);
     const uint32_t word = block.word[e % 8 / 2] >> (e % 2 * 16) & 0xffffu;
-    y[e - begin] = word < mask.threshold ? T{0} : x[e - begin] * scale;
+    const T kept = word < mask.threshold ? T{0} : x[e - begin] * scale;
+    y[e - begin] = residual ? residual[e - begin] + kept : kept;
   }
 }
 
-template <>
-void dropout_range(const float* x, int64_t begin, int64_t end, const DropoutMask& mask, Rng::Place place, float* y) {
+void sample_range(const double* x, const double* residual, int64_t begin, int64_t end, const DropoutMask& mask,
+                  Rng::Place place, double* y) {
+  plain_loop(x, residual, begin, end, mask, place, y);
+}
+
+// The vectors begin with a group.
+void sample_range(const float* x, const float* residual, int64_t begin, int64_t end, const DropoutMask& mask,
+                  Rng::Place place, float* y) {
+  const int64_t head = std::min(end - begin, (8 - begin % 8) % 8);
+  if (head > 0) plain_loop(x, residual, begin, begin + head, mask, place, y);
   HWY_DYNAMIC_DISPATCH(dropout_f32)
-  (x, end - begin, Rng::counter(place, begin / 8), mask.rng.key(), mask.threshold, static_cast<float>(mask.scale()), y);
+  (x + head, residual ? residual + head : nullptr, end - begin - head, Rng::counter(place, (begin + head) / 8),
+   mask.rng.key(), mask.threshold, static_cast<float>(mask.scale()), y + head);
+}
+
+template <class T>
+void batch_range(const T* x, const T* residual, int64_t begin, int64_t end, int64_t size, const DropoutMask& mask,
+                 T* y) {
+  for (int64_t e = begin; e < end;) {
+    const int64_t sample = e / size, stop = std::min(end, (sample + 1) * size), at = e - begin;
+    Rng::Place place = mask.first;
+    place.sample += sample;
+    sample_range(x + at, residual ? residual + at : nullptr, e - sample * size, stop - sample * size, mask, place,
+                 y + at);
+    e = stop;
+  }
 }
 
 }  // namespace
 
-void dropout(Stream stream, const Tensor& x, const DropoutMask& mask, const Tensor& y) {
+void dropout_range(const float* x, const float* residual, int64_t begin, int64_t end, int64_t size,
+                   const DropoutMask& mask, float* y) {
+  batch_range(x, residual, begin, end, size, mask, y);
+}
+
+void dropout_range(const double* x, const double* residual, int64_t begin, int64_t end, int64_t size,
+                   const DropoutMask& mask, double* y) {
+  batch_range(x, residual, begin, end, size, mask, y);
+}
+
+void dropout(Stream stream, const Tensor& x, const Tensor& residual, const DropoutMask& mask, const Tensor& y) {
   if (is_16_bit(y.dtype()))
-    return write_rounded(y, [&](const Tensor& wide) { dropout(stream, widened(x), mask, wide); });
+    return write_rounded(y, [&](const Tensor& wide) {
+      dropout(stream, widened(x), residual.defined() ? widened(residual) : Tensor(), mask, wide);
+    });
   dispatch_f32_f64(x.dtype(), "dropout", [&]<class T>() {
-    if (x.numel() == 0) return;
-    const T* const px = x.data<T>();
+    const T *const px = x.data<T>(), *const presidual = residual.defined() ? residual.data<T>() : nullptr;
     T* const py = y.data<T>();
-    const int64_t samples = x.dim(0), size = x.numel() / samples;
-    const int64_t chunks = (size + kElementsPerChunk - 1) / kElementsPerChunk;  // of each sample
-    parallel_for(
-        samples * chunks,
-        [&](int64_t first, int64_t last) {
-          for (int64_t i = first; i < last; ++i) {
-            Rng::Place place = mask.first;
-            place.sample += i / chunks;
-            const int64_t begin = i % chunks * kElementsPerChunk;
-            const int64_t end = std::min(size, begin + kElementsPerChunk), offset = i / chunks * size + begin;
-            dropout_range<T>(px + offset, begin, end, mask, place, py + offset);
-          }
-        },
-        /*grain=*/std::max<int64_t>(1, kElementsPerChunk / size));
+    const auto body = [&, size = x.numel() / std::max<int64_t>(1, x.dim(0))](int64_t begin, int64_t end) {
+      dropout_range(px + begin, presidual ? presidual + begin : nullptr, begin, end, size, mask, py + begin);
+    };
+    parallel_for(x.numel(), body, kElementsPerChunk);
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include "core/cuda/kernel.h"
 #include "ops/column_sum.cuh"
+#include "ops/dropout/dropout.cuh"
 #include "ops/layer_norm/layer_norm_kernels.h"
 
 namespace lacuna::gpu {
@@ -16,15 +17,33 @@ __device__ void for_own_columns(int64_t cols, const Body& body) {
   for (int64_t j = int64_t{threadIdx.x} * kEight; j < cols; j += kWarpSize * kEight) body(j);
 }
 
-// Forward. x, y [rows, cols]; gain, bias [cols]; mean, rstd [rows].
+/// A dropout beside a norm of rows [samples * rows_per_sample, cols], as the kernels see it.
+struct Drop {
+  DropoutMask mask;
+  float scale;
+  int64_t rows_per_sample;
+
+  __device__ void operator()(int64_t row, int64_t cols, int64_t column, float (&values)[kEight]) const {
+    drop_eight(mask, scale, row / rows_per_sample, row % rows_per_sample * cols + column, values);
+  }
+};
+
+Drop drop_of(const DropoutMask& mask, const Tensor& x) {
+  const int64_t rows = x.numel() / x.dim(-1);
+  return {mask, static_cast<float>(mask.scale()), std::max<int64_t>(1, rows / x.dim(0))};
+}
+
+// Forward. residual, branch, x, y [rows, cols]; gain, bias [cols]; mean, rstd [rows].
 //   grid       one warp for a row, kWarpsPerBlock rows a block
 //   lane       eight neighbouring columns out of every 256
-//   math       two passes; E[x^2] - mean^2 would cancel when |mean| is much larger than the spread
+//   math       x = residual + dropout(branch), or as it is where branch is null; statistics of x as stored, in two
+//              passes: E[x^2] - mean^2 would cancel when |mean| is much larger than the spread
 //   precision  loads T, accumulates f32, rounds once on store
 //   requires   rows >= 1, cols >= 1; without 16-byte alignment elements go one by one
 template <class T>
-__global__ void layer_norm_forward_kernel(const T* x, const float* gain, const float* bias, float eps, int64_t rows,
-                                          int64_t cols, bool aligned, T* y, float* mean, float* rstd) {
+__global__ void layer_norm_forward_kernel(const T* residual, const T* branch, Drop drop, const float* gain,
+                                          const float* bias, float eps, int64_t rows, int64_t cols, bool aligned, T* x,
+                                          T* y, float* mean, float* rstd) {
   const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
   if (row >= rows) return;  // leaves by whole warps, so warp_sum below stays safe
   x += row * cols;
@@ -33,6 +52,12 @@ __global__ void layer_norm_forward_kernel(const T* x, const float* gain, const f
 
   float sum = 0.0f;
   for_own_columns(cols, [&](int64_t j) {
+    if (branch) {
+      load_eight(branch + row * cols + j, cols - j, aligned, v);
+      drop(row, cols, j, v);
+      add_eight(residual + row * cols + j, cols - j, aligned, v);
+      store_eight(v, cols - j, aligned, x + j);  // which this lane alone reads again
+    }
     load_eight(x + j, cols - j, aligned, v);
     for (int i = 0; i < kEight; ++i) sum += v[i];
   });
@@ -62,16 +87,18 @@ __global__ void layer_norm_forward_kernel(const T* x, const float* gain, const f
 __device__ inline int64_t slot(int64_t column) { return column / 256 * 256 + column % 8 * 32 + column % 256 / 8; }
 __host__ __device__ constexpr int64_t padded_to_256(int64_t cols) { return (cols + 255) / 256 * 256; }
 
-// Backward. dy, x, dx [rows, cols]; partial [blocks, 2, cols] gets dgain and dbias of each block's rows.
+// Backward. dy, x, dx_beside, dx, dbranch [rows, cols]; partial [blocks, 2, cols] gets dgain and dbias of each block's
+// rows.
 //   grid       kRowsPerBlock rows a block; warp w takes rows w, w + kWarpsPerBlock, ... of them
 //   lane       eight neighbouring columns out of every 256, in every row the same
 //   shared     sums [kWarpsPerBlock, 2, padded_to_256(cols)]: dgain and dbias of each warp's rows, column j at slot(j)
-//   math       dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = gain dy
+//   math       dx = dx_beside + rstd (g - mean(g) - xhat mean(g xhat)) with g = gain dy; dbranch = dropout(dx)
 //   precision  loads T, accumulates f32, rounds once on store
+//   requires   dx_beside and dbranch may be null
 template <class T>
 __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float* gain, const float* mean,
-                                           const float* rstd, int64_t rows, int64_t cols, bool aligned, T* dx,
-                                           float* partial) {
+                                           const float* rstd, const T* dx_beside, Drop drop, int64_t rows, int64_t cols,
+                                           bool aligned, T* dx, T* dbranch, float* partial) {
   LACUNA_DYNAMIC_SHARED(float, sums);
   const int64_t padded = padded_to_256(cols);
   float* const dgain = sums + int64_t{threadIdx.y} * 2 * padded;
@@ -113,7 +140,11 @@ __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float*
     for_own_columns(cols, [&](int64_t j) {
       load(j, false);
       for (int i = 0; i < kEight; ++i) g[i] = inv_std * (g[i] - mean_g - xhat[i] * mean_g_xhat);
+      if (dx_beside) add_eight(dx_beside + row * cols + j, cols - j, aligned, g);
       store_eight(g, cols - j, aligned, dx + row * cols + j);
+      if (!dbranch) return;
+      drop(row, cols, j, g);
+      store_eight(g, cols - j, aligned, dbranch + row * cols + j);
     });
   }
 
@@ -126,26 +157,34 @@ __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float*
   }
 }
 
-bool all_aligned(int64_t cols, std::initializer_list<const Tensor*> tensors) {
+bool all_aligned(int64_t cols, std::initializer_list<Tensor> tensors) {
   return cols % kEight == 0 && std::all_of(tensors.begin(), tensors.end(),
-                                           [](const Tensor* t) { return is_aligned(t->raw(), 16); });
+                                           [](const Tensor& t) { return !t.defined() || is_aligned(t.raw(), 16); });
+}
+
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? data<T>(t) : nullptr;
 }
 
 }  // namespace
 
-void layer_norm_forward(Stream stream, const Tensor& x, const Tensor& gain, const Tensor& bias, float eps,
-                        const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+void layer_norm_forward(Stream stream, const BranchSum& sum, const Tensor& gain, const Tensor& bias, float eps,
+                        const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
   dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t rows = mean.numel(), cols = gain.numel();
     if (rows == 0) return;
     launch(stream, layer_norm_forward_kernel<T>, dim3(grid_of(ceil_div(rows, kWarpsPerBlock), "layer_norm")),
-           dim3(kWarpSize, kWarpsPerBlock), 0, data<T>(x), data<float>(gain), data<float>(bias), eps, rows, cols,
-           all_aligned(cols, {&x, &gain, &bias, &y}), data<T>(y), data<float>(mean), data<float>(rstd));
+           dim3(kWarpSize, kWarpsPerBlock), 0, data_or_null<T>(sum.residual), data_or_null<T>(sum.branch),
+           drop_of(sum.mask, x), data<float>(gain), data<float>(bias), eps, rows, cols,
+           all_aligned(cols, {sum.residual, sum.branch, x, gain, bias, y}), data<T>(x), data<T>(y), data<float>(mean),
+           data<float>(rstd));
   });
 }
 
 void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
-                         const Tensor& rstd, const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
+                         const Tensor& rstd, const BranchGradients& beside, const Tensor& dx, const Tensor& dgain,
+                         const Tensor& dbias) {
   dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t rows = mean.numel(), cols = gain.numel(), blocks = ceil_div(rows, kRowsPerBlock);
     constexpr int64_t kSharedPerColumn = kWarpsPerBlock * 2 * sizeof(float);
@@ -158,8 +197,9 @@ void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const
     if (rows > 0)
       launch(stream, layer_norm_backward_kernel<T>, dim3(grid_of(blocks, "layer_norm")),
              dim3(kWarpSize, kWarpsPerBlock), static_cast<size_t>(shared), data<T>(dy), data<T>(x), data<float>(gain),
-             data<float>(mean), data<float>(rstd), rows, cols, all_aligned(cols, {&dy, &x, &gain, &dx}), data<T>(dx),
-             data<float>(partial));
+             data<float>(mean), data<float>(rstd), data_or_null<T>(beside.dx_beside), drop_of(beside.mask, x), rows,
+             cols, all_aligned(cols, {dy, x, gain, beside.dx_beside, dx, beside.dbranch}), data<T>(dx),
+             data_or_null<T>(beside.dbranch), data<float>(partial));
     column_sum(stream, data<float>(partial), blocks, 2 * cols, data<float>(total));
     copy(total.view(0, {cols}), dgain);
     copy(total.view(cols, {cols}), dbias);

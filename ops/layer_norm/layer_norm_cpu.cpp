@@ -4,7 +4,8 @@
 //   g    = gain dy                      dx = rstd (g - mean(g) - xhat mean(g xhat))
 //   dgain = sum over rows of dy xhat    dbias = sum over rows of dy
 //
-// f32 is vectorised, f64 the plain formula.
+// f32 is vectorised, f64 the plain formula. x is summed, and dropped out of dx, in chunks of rows that stay in the
+// cache.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/layer_norm/layer_norm_cpu.cpp"
@@ -51,10 +52,11 @@ void layer_norm_forward_f32(const float* HWY_RESTRICT x, const float* HWY_RESTRI
   }
 }
 
-// dgain_dbias [2 * cols]: the sums over these rows.
+// dgain_dbias [2 * cols]: the sums over these rows. dx_beside may be null.
 void layer_norm_backward_f32(const float* HWY_RESTRICT dy, const float* HWY_RESTRICT x, const float* HWY_RESTRICT gain,
-                             const float* HWY_RESTRICT mean, const float* HWY_RESTRICT rstd, int64_t rows, int64_t cols,
-                             float* HWY_RESTRICT dx, float* HWY_RESTRICT dgain_dbias) {
+                             const float* HWY_RESTRICT mean, const float* HWY_RESTRICT rstd,
+                             const float* HWY_RESTRICT dx_beside, int64_t rows, int64_t cols, float* HWY_RESTRICT dx,
+                             float* HWY_RESTRICT dgain_dbias) {
   const hn::ScalableTag<float> d;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d)), vectors_end = cols - cols % lanes;
   float* HWY_RESTRICT dgain = dgain_dbias;
@@ -86,10 +88,14 @@ void layer_norm_backward_f32(const float* HWY_RESTRICT dy, const float* HWY_REST
     for (int64_t j = 0; j < vectors_end; j += lanes) {
       const auto xhat = hn::Mul(hn::Sub(hn::LoadU(d, x + j), mu), inv_std);
       const auto centered = hn::MulSub(hn::LoadU(d, gain + j), hn::LoadU(d, dy + j), c0);
-      hn::StoreU(hn::Mul(inv_std, hn::NegMulAdd(xhat, c1, centered)), d, dx + j);
+      const auto dxj = hn::Mul(inv_std, hn::NegMulAdd(xhat, c1, centered));
+      hn::StoreU(dx_beside ? hn::Add(dxj, hn::LoadU(d, dx_beside + j)) : dxj, d, dx + j);
     }
-    for (int64_t j = vectors_end; j < cols; ++j)
-      dx[j] = rstd[r] * (gain[j] * dy[j] - mean_g - (x[j] - mean[r]) * rstd[r] * mean_g_xhat);
+    for (int64_t j = vectors_end; j < cols; ++j) {
+      const float dxj = rstd[r] * (gain[j] * dy[j] - mean_g - (x[j] - mean[r]) * rstd[r] * mean_g_xhat);
+      dx[j] = dx_beside ? dxj + dx_beside[j] : dxj;
+    }
+    if (dx_beside) dx_beside += cols;
   }
 }
 
@@ -102,6 +108,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "core/parallel.h"
 #include "ops/column_sum.h"
+#include "ops/dropout/dropout_cpu.h"
 #include "ops/widen.h"
 
 namespace lacuna::cpu {
@@ -136,8 +143,8 @@ void forward_rows(const float* x, const float* gain, const float* bias, float ep
 }
 
 template <class T>
-void backward_rows(const T* dy, const T* x, const T* gain, const T* mean, const T* rstd, int64_t rows, int64_t cols,
-                   T* dx, T* dgain_dbias) {
+void backward_rows(const T* dy, const T* x, const T* gain, const T* mean, const T* rstd, const T* dx_beside,
+                   int64_t rows, int64_t cols, T* dx, T* dgain_dbias) {
   T* const dgain = dgain_dbias;
   T* const dbias = dgain_dbias + cols;
   std::fill(dgain_dbias, dgain_dbias + 2 * cols, T{0});
@@ -151,51 +158,80 @@ void backward_rows(const T* dy, const T* x, const T* gain, const T* mean, const 
       dbias[j] += dy[j];
     }
     const T mean_g = sum / static_cast<T>(cols), mean_g_xhat = dot / static_cast<T>(cols);
-    for (int64_t j = 0; j < cols; ++j)
-      dx[j] = rstd[r] * (gain[j] * dy[j] - mean_g - (x[j] - mean[r]) * rstd[r] * mean_g_xhat);
+    for (int64_t j = 0; j < cols; ++j) {
+      const T dxj = rstd[r] * (gain[j] * dy[j] - mean_g - (x[j] - mean[r]) * rstd[r] * mean_g_xhat);
+      dx[j] = dx_beside ? dxj + dx_beside[j] : dxj;
+    }
+    if (dx_beside) dx_beside += cols;
   }
 }
 
 template <>
 void backward_rows(const float* dy, const float* x, const float* gain, const float* mean, const float* rstd,
-                   int64_t rows, int64_t cols, float* dx, float* dgain_dbias) {
-  HWY_DYNAMIC_DISPATCH(layer_norm_backward_f32)(dy, x, gain, mean, rstd, rows, cols, dx, dgain_dbias);
+                   const float* dx_beside, int64_t rows, int64_t cols, float* dx, float* dgain_dbias) {
+  HWY_DYNAMIC_DISPATCH(layer_norm_backward_f32)
+  (dy, x, gain, mean, rstd, dx_beside, rows, cols, dx, dgain_dbias);
+}
+
+/// The elements of x in one sample of the batch, by which dropout counts.
+int64_t sample_size(const Tensor& x) { return x.numel() / std::max<int64_t>(1, x.dim(0)); }
+
+/// The first element, or null.
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? t.data<T>() : nullptr;
 }
 
 }  // namespace
 
-void layer_norm_forward(Stream stream, const Tensor& x, const Tensor& gain, const Tensor& bias, float eps,
-                        const Tensor& y, const Tensor& mean, const Tensor& rstd) {
-  if (is_16_bit(y.dtype()))
+void layer_norm_forward(Stream stream, const BranchSum& sum, const Tensor& gain, const Tensor& bias, float eps,
+                        const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+  if (is_16_bit(y.dtype())) {
+    if (sum.branch.defined()) dropout(stream, sum.branch, sum.residual, sum.mask, x);
     return write_rounded(
-        y, [&](const Tensor& wide) { layer_norm_forward(stream, widened(x), gain, bias, eps, wide, mean, rstd); });
+        y, [&](const Tensor& wide) { layer_norm_forward(stream, {}, gain, bias, eps, widened(x), wide, mean, rstd); });
+  }
   dispatch_f32_f64(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t cols = gain.numel();
-    const auto body = [cols, eps, px = x.data<T>(), pgain = gain.data<T>(), pbias = bias.data<T>(), py = y.data<T>(),
+    const auto body = [&, residual = data_or_null<T>(sum.residual), branch = data_or_null<T>(sum.branch),
+                       pgain = gain.data<T>(), pbias = bias.data<T>(), px = x.data<T>(), py = y.data<T>(),
                        pmean = mean.data<T>(), prstd = rstd.data<T>()](int64_t begin, int64_t end) {
-      forward_rows<T>(px + begin * cols, pgain, pbias, T{eps}, end - begin, cols, py + begin * cols, pmean + begin,
-                      prstd + begin);
+      const int64_t first = begin * cols;
+      if (branch)
+        dropout_range(branch + first, residual + first, first, end * cols, sample_size(x), sum.mask, px + first);
+      forward_rows<T>(px + first, pgain, pbias, T{eps}, end - begin, cols, py + first, pmean + begin, prstd + begin);
     };
     parallel_for(mean.numel(), body, kRowsPerChunk);
   });
 }
 
 void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& mean,
-                         const Tensor& rstd, const Tensor& dx, const Tensor& dgain, const Tensor& dbias) {
-  if (is_16_bit(dx.dtype()))
+                         const Tensor& rstd, const BranchGradients& beside, const Tensor& dx, const Tensor& dgain,
+                         const Tensor& dbias) {
+  if (is_16_bit(dx.dtype())) {
+    const Tensor wide_beside = beside.dx_beside.defined() ? widened(beside.dx_beside) : Tensor();
     return write_rounded(dx, [&](const Tensor& wide) {
-      layer_norm_backward(stream, widened(dy), widened(x), gain, mean, rstd, wide, dgain, dbias);
+      layer_norm_backward(stream, widened(dy), widened(x), gain, mean, rstd, {.dx_beside = wide_beside}, wide, dgain,
+                          dbias);
+      if (beside.dbranch.defined())
+        write_rounded(beside.dbranch,
+                      [&](const Tensor& wide_branch) { dropout(stream, wide, {}, beside.mask, wide_branch); });
     });
+  }
   dispatch_f32_f64(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t cols = gain.numel(), rows = mean.numel(), chunks = (rows + kRowsPerChunk - 1) / kRowsPerChunk;
     const MemoryScope scope(MemoryCategory::workspace);
     const Tensor partial = empty({chunks, 2 * cols}, x.dtype());  // dgain and dbias of each chunk of rows
     const Tensor total = empty({2 * cols}, x.dtype());
-    const auto body = [cols, pdy = dy.data<T>(), px = x.data<T>(), pgain = gain.data<T>(), pmean = mean.data<T>(),
-                       prstd = rstd.data<T>(), pdx = dx.data<T>(),
+    const auto body = [&, pdy = dy.data<T>(), px = x.data<T>(), pgain = gain.data<T>(), pmean = mean.data<T>(),
+                       prstd = rstd.data<T>(), pbeside = data_or_null<T>(beside.dx_beside), pdx = dx.data<T>(),
+                       pbranch = data_or_null<T>(beside.dbranch),
                        ppartial = partial.data<T>()](int64_t begin, int64_t end) {
-      backward_rows<T>(pdy + begin * cols, px + begin * cols, pgain, pmean + begin, prstd + begin, end - begin, cols,
-                       pdx + begin * cols, ppartial + begin / kRowsPerChunk * 2 * cols);
+      const int64_t first = begin * cols;
+      backward_rows<T>(pdy + first, px + first, pgain, pmean + begin, prstd + begin,
+                       pbeside ? pbeside + first : nullptr, end - begin, cols, pdx + first,
+                       ppartial + begin / kRowsPerChunk * 2 * cols);
+      if (pbranch) dropout_range(pdx + first, nullptr, first, end * cols, sample_size(x), beside.mask, pbranch + first);
     };
     parallel_for(rows, body, kRowsPerChunk);
     column_sum(partial.data<T>(), chunks, 2 * cols, total.data<T>());

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "ops/add/add.h"
+#include "ops/add_dropout_layer_norm/add_dropout_layer_norm.h"
 #include "ops/dropout/dropout.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gelu/gelu.h"
@@ -86,6 +87,28 @@ TEST_CASE("gpu: layer_norm") {
       // Two columns of nearly equal numbers have a large 1 / std.
       expect_right_on_gpu([](const auto& v) { return layer_norm(v[0], v[1], v[2], 1e-2f); }, in, 1,
                           random_tensor(shape, DType::f64, 4), dtype, 100.0);
+    }
+}
+
+TEST_CASE("gpu: add_dropout_layer_norm") {
+  const Run run{.training = true, .seed = 7, .step = 3, .first_sample = 5};
+  for (const DType dtype : kDTypes)
+    for (const Shape& shape : {Shape{3, 5, 31}, Shape{2, 3, 264}, Shape{70, 8}}) {
+      const Shape cols{shape.dim(-1)};
+      const std::vector<Tensor> in{random_tensor(shape, DType::f64, 1, 2.0), random_tensor(shape, DType::f64, 2),
+                                   random_tensor(cols, DType::f64, 3), random_tensor(cols, DType::f64, 4)};
+      const Tensor dy = random_tensor(shape, DType::f64, 5);
+      for (const float rate : {0.0f, 0.3f}) {
+        CAPTURE(concat(shape, ' ', rate));
+        // The two gradients differ: that of the sum is dropped out by a mask of its own. Three roundings of it, of the
+        // norm and of their sum, and as many of the gradients, reach a result.
+        const auto both = [&](const auto& v) {
+          const SumAndNorm y = add_dropout_layer_norm(v[0], v[1], rate, 9, run, v[2], v[3], 1e-2f);
+          return add_dropout(y.norm, y.sum, 0.5f, 10, run);
+        };
+        const double rounded = dtype == DType::f32 ? 0.0 : 3.0 * unit_roundoff(dtype) * 0x1p22;  // in f32 roundings
+        expect_right_on_gpu(both, in, 2, dy, dtype, 100.0 + rounded * 10.0);
+      }
     }
 }
 

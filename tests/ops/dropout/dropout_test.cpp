@@ -2,6 +2,7 @@
 
 #include "autograd/checkpoint.h"
 #include "autograd/gradcheck.h"
+#include "ops/add/add.h"
 #include "ops/dropout/dropout_kernels.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/simd_targets.h"
@@ -43,6 +44,23 @@ TEST_CASE_TEMPLATE("dropout: the mask of the header, forward and backward, on ev
                          {reference<T>(x, rate, 300, kRun), reference<T>(dy, rate, 300, kRun)});
       }
   });
+}
+
+TEST_CASE_TEMPLATE("add_dropout: the bits of a dropout and a sum, on every instruction set", T, float, double) {
+  for_each_simd_target([] {
+    for (const Shape& shape : std::vector<Shape>{{3, 7}, {3, 5, 13}, {2, 20'001}})
+      for (const float rate : {0.0f, 0.25f}) {
+        CAPTURE(concat(shape, ' ', rate));
+        const std::vector<Tensor> in{random_tensor(shape, dtype_of<T>, 1), random_tensor(shape, dtype_of<T>, 2)};
+        const Tensor dy = random_tensor(shape, dtype_of<T>, 3);
+        expect_same_bits(
+            value_and_gradients([&](const auto& v) { return add_dropout(v[0], v[1], rate, 300, kRun); }, in, dy),
+            value_and_gradients([&](const auto& v) { return v[0] + dropout(v[1], rate, 300, kRun); }, in, dy));
+      }
+  });
+  const Variable x(zeros({2, 2}, DType::f32)), other(zeros({2, 3}, DType::f32));
+  CHECK(message_of([&] { add_dropout(x, other, 0.1f, 0, kRun); }) ==
+        "add_dropout: x must have a batch dimension and the shape of residual, got [2, 3] and [2, 2]");
 }
 
 TEST_CASE("dropout: a batch split in parts has the mask of the whole, in f32 and f64") {
