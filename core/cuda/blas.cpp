@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -77,11 +78,18 @@ struct Site {
   int64_t m, n, k;
   DType dtype;
 
+  std::string name() const { return concat(op, ": [", m, ", ", k, "] x [", k, ", ", n, "] in ", dtype); }
+
   void check(cublasStatus_t status, const char* what) const {
-    lacuna::check(status == CUBLAS_STATUS_SUCCESS, op, ": [", m, ", ", k, "] x [", k, ", ", n, "] in ", dtype, ": ", what,
-                  ": ", status == CUBLAS_STATUS_SUCCESS ? "" : library().status_name(status));
+    if (status != CUBLAS_STATUS_SUCCESS) fail(name(), ": ", what, ": ", library().status_name(status));
   }
 };
+
+bool report_no_sums(const Site& site) {
+  std::fprintf(stderr, "%s: cuBLASLt cannot sum the gradient of the bias beside; it takes a pass of its own\n",
+               site.name().c_str());
+  return false;
+}
 
 /// One of the library's descriptors, destroyed with its scope.
 template <class T>
@@ -105,9 +113,14 @@ cudaDataType_t type_of(DType dtype) {
   return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_16F;
 }
 
-/// What an algorithm is chosen for: m, n, k, transposes, dtypes, beta, bias, alignments. Numbers, so that it is also its
-/// place in a list.
+/// What an algorithm is chosen for: m, n, k, transposes, dtypes, beta, bias (or the negative: sums), alignments.
+/// Numbers, so that it is also its place in a list.
 using Key = std::array<int64_t, 11>;
+
+/// An algorithm of all zeros is kept where the library has none with sums.
+bool exists(const cublasLtMatmulAlgo_t& algorithm) {
+  return std::any_of(std::begin(algorithm.data), std::end(algorithm.data), [](uint64_t word) { return word != 0; });
+}
 
 struct Handle {
   cublasLtHandle_t handle = nullptr;
@@ -147,15 +160,17 @@ std::string heading(Device device) {
 
 // cuBLASLt counts columns first: the row-major C = op(A) op(B) is its C^T = op(B)^T op(A)^T, and a row-major matrix is
 // its own transpose there. So its A is our B, and the bias, one number for each of its rows, is one for each column.
-void matrix_product(Stream stream, const char* op, const MatrixProduct& product) {
-  const auto& [transpose_a, transpose_b, a, b, beta, c, bias] = product;
+// BGRADB sums its op(B), our op(A)^T, over k; it writes them, whatever beta is.
+bool matrix_product(Stream stream, const char* op, const MatrixProduct& product) {
+  const auto& [transpose_a, transpose_b, a, b, beta, c, bias, sums] = product;
   const int64_t m = c.dim(0), n = c.dim(1), k = a.dim(transpose_a ? 0 : 1);
   const Site site{op, m, n, k, a.dtype()};
   check(a.dtype() == b.dtype() && (a.dtype() == DType::f32 || a.dtype() == DType::bf16 || a.dtype() == DType::f16), op,
         ": on a GPU matrices must be f32, bf16 or f16 and alike, got ", a.dtype(), " and ", b.dtype());
   check(c.dtype() == a.dtype() || c.dtype() == DType::f32, op, ": the product must be ", a.dtype(), " or f32, got ",
         c.dtype());
-  if (m == 0 || n == 0) return;
+  check(!bias.defined() || !sums.defined(), op, ": a product has a bias or sums, not both");
+  if (m == 0 || n == 0) return !sums.defined();
   check(k > 0, op, ": needs at least one column in x, got ", a.shape());
 
   const std::lock_guard lock(g_mutex);
@@ -171,10 +186,11 @@ void matrix_product(Stream stream, const char* op, const MatrixProduct& product)
   const cublasOperation_t op_second = transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(CUBLASLT_MATMUL_DESC_TRANSA, op_first);
   set(CUBLASLT_MATMUL_DESC_TRANSB, op_second);
-  if (bias.defined()) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    const void* const pointer = bias.raw();
-    const cudaDataType_t type = type_of(bias.dtype());
+  if (bias.defined() || sums.defined()) {
+    const Tensor& vector = bias.defined() ? bias : sums;
+    const cublasLtEpilogue_t epilogue = bias.defined() ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_BGRADB;
+    const void* const pointer = vector.raw();
+    const cudaDataType_t type = type_of(vector.dtype());
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, pointer);
     set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
@@ -198,7 +214,9 @@ void matrix_product(Stream stream, const char* op, const MatrixProduct& product)
                 static_cast<int64_t>(a.dtype()),
                 static_cast<int64_t>(c.dtype()),
                 beta != 0.0,
-                bias.defined() ? alignment_of(bias) : 0,
+                bias.defined()   ? alignment_of(bias)
+                : sums.defined() ? -alignment_of(sums)
+                                 : 0,
                 alignment_of(a) << 16 | alignment_of(b),
                 alignment_of(c)};
   auto chosen = h.algorithms.find(key);
@@ -218,18 +236,28 @@ void matrix_product(Stream stream, const char* op, const MatrixProduct& product)
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(alignment_of(c)));
     cublasLtMatmulHeuristicResult_t best{};
     int found = 0;
-    site.check(lt.heuristic(h.handle, desc.get(), first.get(), second.get(), result.get(), result.get(),
-                            preference.get(), 1, &best, &found),
-               "choosing an algorithm");
-    check(found > 0, op, ": cuBLASLt has no algorithm for [", m, ", ", k, "] x [", k, ", ", n, "] in ", a.dtype());
-    chosen = h.algorithms.emplace(key, best.algo).first;
+    const cublasStatus_t status = lt.heuristic(h.handle, desc.get(), first.get(), second.get(), result.get(),
+                                               result.get(), preference.get(), 1, &best, &found);
+    if (!sums.defined()) {
+      site.check(status, "choosing an algorithm");
+      check(found > 0, op, ": cuBLASLt has no algorithm for [", m, ", ", k, "] x [", k, ", ", n, "] in ", a.dtype());
+    }
+    chosen = h.algorithms.emplace(key, cublasLtMatmulAlgo_t{}).first;
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return report_no_sums(site);
+    chosen->second = best.algo;
   }
+  if (sums.defined() && !exists(chosen->second)) return false;
 
   const float one = 1.0f, beta_f32 = static_cast<float>(beta);
-  site.check(lt.matmul(h.handle, desc.get(), &one, b.raw(), first.get(), a.raw(), second.get(), &beta_f32, c.raw(),
-                       result.get(), c.raw(), result.get(), &chosen->second, h.workspace.raw(), kWorkspaceBytes,
-                       static_cast<cudaStream_t>(stream.native)),
-             "multiplying");
+  const cublasStatus_t status = lt.matmul(h.handle, desc.get(), &one, b.raw(), first.get(), a.raw(), second.get(),
+                                          &beta_f32, c.raw(), result.get(), c.raw(), result.get(), &chosen->second,
+                                          h.workspace.raw(), kWorkspaceBytes, static_cast<cudaStream_t>(stream.native));
+  if (sums.defined() && status == CUBLAS_STATUS_NOT_SUPPORTED) {  // it has launched nothing
+    chosen->second = {};
+    return report_no_sums(site);
+  }
+  site.check(status, "multiplying");
+  return true;
 }
 
 std::string matrix_product_choices(Device device) {

@@ -52,11 +52,11 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
     const Tensor dy_rows = dy.reshape({rows, d_out});
     Grads grads(3);
     if (needs.wants(0)) grads[0] = product(false, dy_rows, false, weight, rows, d_in, dy.dtype()).reshape(x_shape);
-    grads[1] = product_as_gradient(needs, 1, true, dy_rows, false, x_rows, d_out, d_in, weight.dtype());
-    if (needs.wants(2)) {
-      grads[2] = empty({d_out}, weight.dtype(), dy.device());
-      LACUNA_DISPATCH(dy.device(), sum_of_rows, dy_rows, grads[2]);
-    }
+    if (needs.wants(2)) grads[2] = empty({d_out}, weight.dtype(), dy.device());
+    const Tensor buffer = needs.accumulator(1);
+    if (needs.wants(1) && !buffer.defined()) grads[1] = empty({d_out, d_in}, weight.dtype(), dy.device());
+    LACUNA_DISPATCH(dy.device(), linear_gradients, dy_rows, x_rows, buffer.defined() ? 1.0 : 0.0,
+                    buffer.defined() ? buffer : grads[1], grads[2]);
     return grads;
   };
   return record("linear", y.reshape(Shape(y_dims)), {x, weight, bias}, backward);

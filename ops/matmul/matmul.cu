@@ -1,4 +1,5 @@
-// Linear layers on a GPU. Products are cuBLASLt's (core/cuda/blas.h); what is ours is the sum over rows.
+// Linear layers on a GPU. Products are cuBLASLt's (core/cuda/blas.h), and with that of a weight's gradient the gradient
+// of the bias; the sum over rows is ours where the library has no such product.
 
 #include "core/cuda/blas.h"
 #include "core/cuda/kernel.h"
@@ -66,9 +67,17 @@ void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& 
                   .bias = bias.defined() ? as_activation(bias, y.dtype()) : Tensor()});
 }
 
-void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum) {
-  dispatch_float(x.dtype(), "linear",
-                 [&]<class T>() { column_sum(stream, data<T>(x), x.dim(0), x.dim(1), data<float>(sum)); });
+void linear_gradients(Stream stream, const Tensor& dy, const Tensor& x, double beta, const Tensor& dweight,
+                      const Tensor& dbias) {
+  if (dweight.defined()) {
+    MatrixProduct product{.transpose_a = true, .a = dy, .b = x, .beta = beta, .c = dweight, .sums = dbias};
+    if (matrix_product(stream, "linear", product)) return;
+    product.sums = {};
+    matrix_product(stream, "linear", product);
+  }
+  if (dbias.defined())
+    dispatch_float(dy.dtype(), "linear",
+                   [&]<class T>() { column_sum(stream, data<T>(dy), dy.dim(0), dy.dim(1), data<float>(dbias)); });
 }
 
 }  // namespace lacuna::gpu

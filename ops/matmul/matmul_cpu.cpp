@@ -200,9 +200,13 @@ void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Ten
   }
 }
 
-void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum) {
-  if (is_16_bit(x.dtype())) return sum_of_rows(stream, widened(x), sum);
-  dispatch_f32_f64(x.dtype(), "linear", [&]<class T>() { column_sum(x.data<T>(), x.dim(0), x.dim(1), sum.data<T>()); });
+void linear_gradients(Stream stream, const Tensor& dy, const Tensor& x, double beta, const Tensor& dweight,
+                      const Tensor& dbias) {
+  if (dweight.defined()) matrix_product(stream, true, dy, false, x, beta, dweight);
+  if (!dbias.defined()) return;
+  const Tensor wide = widened(dy);
+  dispatch_f32_f64(wide.dtype(), "linear",
+                   [&]<class T>() { column_sum(wide.data<T>(), wide.dim(0), wide.dim(1), dbias.data<T>()); });
 }
 
 }  // namespace cpu

@@ -15,7 +15,9 @@ LACUNA_KERNEL(void linear(Stream stream, const Tensor& x, const Tensor& weight, 
 LACUNA_KERNEL(void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                const Tensor& y))
 
-/// sum [cols] = the sum of the rows of x [rows, cols].
-LACUNA_KERNEL(void sum_of_rows(Stream stream, const Tensor& x, const Tensor& sum))
+/// The gradients of a linear layer's parameters: dweight = dy^T x + beta dweight, dbias = the sum of the rows of dy.
+/// dy [rows, d_out], x [rows, d_in], dweight [d_out, d_in], dbias [d_out]; dweight or dbias may be undefined: left out.
+LACUNA_KERNEL(void linear_gradients(Stream stream, const Tensor& dy, const Tensor& x, double beta,
+                                    const Tensor& dweight, const Tensor& dbias))
 
 }  // namespace lacuna
