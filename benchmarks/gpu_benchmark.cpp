@@ -163,7 +163,7 @@ Work attention(AttentionCase c, bool small, bool backward) {
           [=] { LACUNA_DISPATCH(kCuda, attention_backward, problem, saved, d_o, grads); }};
 }
 
-/// Forward, and the gradients in x and in the weight, of rows x d_in by d_in x d_out.
+/// Forward, and the gradients in x, in the weight, and in weight and bias, of rows x d_in by d_in x d_out.
 Work linear(int64_t rows, int64_t d_in, int64_t d_out, char which) {
   const auto random = [](const Shape& shape) { return random_tensor(shape, DType::bf16); };
   const Tensor x = random({rows, d_in}), weight = random({d_out, d_in}), y = random({rows, d_out});
@@ -176,21 +176,31 @@ Work linear(int64_t rows, int64_t d_in, int64_t d_out, char which) {
   if (which == 'x')
     return {flops, bytes, [=] { LACUNA_DISPATCH(kCuda, matrix_product, false, y, false, weight, 0.0, x); }};
   const Tensor gradient = zeros({d_out, d_in}, DType::f32, kCuda);  // added to, so read and written
-  return {flops, 2 * (m * k + m * n) + 8 * k * n,
-          [=] { LACUNA_DISPATCH(kCuda, matrix_product, true, y, false, x, 1.0, gradient); }};
+  const Tensor dbias = which == 'b' ? empty({d_out}, DType::f32, kCuda) : Tensor();
+  return {flops, 2 * (m * k + m * n) + 8 * k * n + (which == 'b' ? 4 * n : 0),
+          [=] { LACUNA_DISPATCH(kCuda, linear_gradients, y, x, 1.0, gradient, dbias); }};
 }
 
-Work layer_norm(int64_t rows, int64_t d, bool backward) {
+/// With `fused`, add_dropout_layer_norm: forward reads the residual and a branch too and writes their sum, backward
+/// reads the gradient of the sum and writes that of the branch.
+Work layer_norm(int64_t rows, int64_t d, bool fused, bool backward) {
   const Tensor x = random_tensor({rows, d}, DType::bf16), y = empty_like(x), dx = empty_like(x);
+  const Tensor beside = fused ? random_tensor({rows, d}, DType::bf16) : Tensor(),
+               more = fused ? empty_like(x) : Tensor();
+  const DropoutMask mask{.threshold = 6554};  // rate 0.1
+  const BranchSum sum = fused ? BranchSum{x, beside, mask} : BranchSum{};
+  const BranchGradients gradients{beside, more, mask};
   const Tensor gain = random_tensor({d}, DType::f32), bias = random_tensor({d}, DType::f32);
   const Tensor dgain = zeros_like(gain), dbias = zeros_like(bias);
   const Tensor mean = empty({rows}, DType::f32, kCuda), rstd = empty_like(mean);
   const double elements = static_cast<double>(x.numel()), statistics = 8.0 * static_cast<double>(rows);
-  const auto forward = [=] { LACUNA_DISPATCH(kCuda, layer_norm_forward, x, gain, bias, 1e-5f, y, mean, rstd); };
-  if (!backward) return {0, 4 * elements + statistics, forward};
+  const auto forward = [=] {
+    LACUNA_DISPATCH(kCuda, layer_norm_forward, sum, gain, bias, 1e-5f, fused ? more : x, y, mean, rstd);
+  };
+  if (!backward) return {0, (fused ? 8 : 4) * elements + statistics, forward};
   forward();
-  return {0, 6 * elements + statistics,
-          [=] { LACUNA_DISPATCH(kCuda, layer_norm_backward, y, x, gain, mean, rstd, dx, dgain, dbias); }};
+  return {0, (fused ? 10 : 6) * elements + statistics,
+          [=] { LACUNA_DISPATCH(kCuda, layer_norm_backward, y, x, gain, mean, rstd, gradients, dx, dgain, dbias); }};
 }
 
 Work gelu(int64_t rows, int64_t d, bool backward) {
@@ -248,18 +258,21 @@ std::vector<Row> all_rows(bool small) {
                                             {49152, 512, 256},
                                             {24576, 1536, 4608},
                                             {24576, 1536, 6144}})
-    for (const char which : {'y', 'x', 'w'})
+    for (const char which : {'y', 'x', 'w', 'b'})
       all.push_back({fmt::format("linear/{}-to-{}/{}", d_in, d_out,
                                  which == 'y'   ? "forward"
                                  : which == 'x' ? "dx"
-                                                : "dweight"),
+                                 : which == 'w' ? "dweight"
+                                                : "dweight-dbias"),
                      [=, tokens = rows(tokens), d_in = width(d_in), d_out = width(d_out)] {
                        return linear(tokens, d_in, d_out, which);
                      }});
   for (const bool backward : {false, true}) {
     const char* const pass = backward ? "backward" : "forward";
     for (const int64_t d : {256, 512, 1536})
-      all.push_back({fmt::format("layer-norm/{}/{}", d, pass), [=] { return layer_norm(rows(147456), d, backward); }});
+      for (const bool fused : {false, true})
+        all.push_back({fmt::format("{}/{}/{}", fused ? "add-dropout-layer-norm" : "layer-norm", d, pass),
+                       [=] { return layer_norm(rows(147456), d, fused, backward); }});
     all.push_back({fmt::format("gelu/2048/{}", pass), [=] { return gelu(rows(98304), 2048, backward); }});
     all.push_back({fmt::format("cross-entropy/256/{}", pass), [=] { return cross_entropy(rows(147456), backward); }});
   }
