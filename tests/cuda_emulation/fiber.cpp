@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+#include <vector>
 
 #include "tests/cuda_emulation/sanitizers.h"
 
@@ -52,9 +54,35 @@ void arrive(void* fake_stack) {
     __sanitizer_finish_switch_fiber(fake_stack, &left->stack_bottom, &left->stack_size);
 }
 
+/// Stacks of earlier launches: fresh pages take longer than most kernels here.
+class StackPool {
+ public:
+  std::byte* take() {
+    const std::lock_guard lock(mutex_);
+    if (bottoms_.empty()) return nullptr;
+    std::byte* const bottom = bottoms_.back();
+    bottoms_.pop_back();
+    return bottom;
+  }
+  void put(std::byte* bottom) {
+    const std::lock_guard lock(mutex_);
+    bottoms_.push_back(bottom);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::byte*> bottoms_;
+};
+
+StackPool& unused_stacks() {
+  static auto* const pool = new StackPool;  // of the process: OS threads live as long as a launch
+  return *pool;
+}
+
 }  // namespace
 
-Stack::Stack() {
+Stack::Stack() : bottom_(unused_stacks().take()) {
+  if (bottom_) return;
   void* memory = mmap(nullptr, kBytes + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(static_cast<std::byte*>(memory) + kPage, kBytes, PROT_READ | PROT_WRITE) != 0) {
     std::perror("emulation: no memory for the stack of a CUDA thread");
@@ -63,7 +91,12 @@ Stack::Stack() {
   bottom_ = static_cast<std::byte*>(memory) + kPage;
 }
 
-Stack::~Stack() { munmap(bottom_ - kPage, kBytes + 2 * kPage); }
+Stack::~Stack() {
+  if (under_tsan())  // to which memory used again seems to be raced for
+    munmap(bottom_ - kPage, kBytes + 2 * kPage);
+  else
+    unused_stacks().put(bottom_);
+}
 
 void start_fiber(Context& context, const Stack& stack, unsigned number, void (*entry)()) {
   auto* top = reinterpret_cast<void**>(stack.bottom() + Stack::kBytes - 64 - number % 16 * 256);

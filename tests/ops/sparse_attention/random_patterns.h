@@ -27,7 +27,9 @@ struct AnyBand {
     return j <= i && i - j < window && j / segment == i / segment && j < key_end && behind >= 0 &&
            behind % period < width;
   }
-  std::vector<View> views() const { return {{residues, {from - 1, period, width}, window, segment, key_end}}; }
+  std::vector<View> views() const {
+    return {{residues, {from - 1, period, width}, window, segment, key_end == kLargestField ? kUnbounded : key_end}};
+  }
 
   friend bool operator==(const AnyBand&, const AnyBand&) = default;
 };

@@ -81,6 +81,7 @@ std::vector<Case> chosen_cases() {
           {1, 1301, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=270)")},
           {1, 1100, 1, 8, 8, layer("fixed_block(stride=300) + global(n=280) + column(stride=30)")},
           {1, 650, 1, 8, 8, layer("longnet(w=60:300, r=1:5) + longnet(w=100:100, r=1:2)")},  // the first one's counts
+          {1, 70, 1, 8, 8, LayerPattern{{{AnyBand{.from = 4}}}}},               // keys of no group
           {1, 300, 1, 256, 40, layer("local(window=130) + column(stride=9)")},  // the widest heads
           {2, 190, 2, 80, 256, layer("fixed_block(stride=60) + fixed_summary(stride=60, c=8, sub_blocks=2)")}};
 }
