@@ -19,8 +19,6 @@ HeadRows<T> head_rows(const AttentionProblem& problem, const Tensor& t) {
   return {data<std::remove_const_t<T>>(t), problem.n * token, token, token / problem.n_heads};
 }
 
-float scale_of(const AttentionProblem& problem) { return 1.0f / std::sqrt(static_cast<float>(problem.d_qk)); }
-
 Tensor delta_like(const Tensor& lse) {
   const MemoryScope scope(MemoryCategory::workspace);
   return empty_like(lse);
@@ -28,128 +26,105 @@ Tensor delta_like(const Tensor& lse) {
 
 void clear(Stream stream, const Tensor& t) { set_bytes(stream, t.raw(), 0, t.bytes()); }
 
-/// Whether the tensor-core kernels compute such heads; the kernels of rows compute all.
-bool fits_tiles(const AttentionProblem& problem, DType dtype) {
-  return (dtype == DType::bf16 || dtype == DType::f16) && problem.d_qk % 8 == 0 && problem.d_v % 8 == 0 &&
-         problem.d_qk <= kMaxTileWidth && problem.d_v <= kMaxTileWidth;
+/// Whether the tensor-core kernels compute such heads, of 16-bit numbers; the kernels of rows compute all.
+bool fits_tiles(const AttentionProblem& problem) {
+  return problem.d_qk % 8 == 0 && problem.d_v % 8 == 0 && problem.d_qk <= kMaxTileWidth && problem.d_v <= kMaxTileWidth;
 }
 
+bool is_empty(const AttentionProblem& problem) {
+  return std::all_of(problem.heads.begin(), problem.heads.end(), [](const auto& parts) { return parts.empty(); });
+}
+
+/// What forward takes.
 template <class T>
-AttentionRows<T> rows_call(const AttentionProblem& problem, const AttentionSaved& saved) {
-  AttentionRows<T> call{};
+AttentionCall<T> call_of(const AttentionProblem& problem, const AttentionSaved& saved) {
+  AttentionCall<T> call{};
   call.q = head_rows<const T>(problem, saved.q);
   call.k = head_rows<const T>(problem, saved.k);
   call.v = head_rows<const T>(problem, saved.v);
   call.o = head_rows<T>(problem, saved.o);
   call.lse = saved.lse.data<float>();
-  call.n = problem.n, call.n_heads = problem.n_heads;
+  call.batch = problem.batch, call.n = problem.n, call.n_heads = problem.n_heads;
   call.d_qk = static_cast<int>(problem.d_qk), call.d_v = static_cast<int>(problem.d_v);
-  call.scale = scale_of(problem);
+  call.scale = 1.0f / std::sqrt(static_cast<float>(problem.d_qk));
   return call;
 }
 
+/// What backward takes, but for delta.
 template <class T>
-AttentionRows<T> backward_rows_call(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& delta,
-                                    const Tensor& d_o, const AttentionGrads& grads) {
-  AttentionRows<T> call = rows_call<T>(problem, saved);
-  call.delta = delta.data<float>();
-  call.d_o = head_rows<const T>(problem, d_o);
-  call.dq = head_rows<T>(problem, grads.dq);
-  call.dk = head_rows<T>(problem, grads.dk);
-  call.dv = head_rows<T>(problem, grads.dv);
-  return call;
-}
-
-/// Calls launch(call) for every table of whole heads.
-template <class T, class Launch>
-void for_each_table(const AttentionProblem& problem, AttentionRows<T> call, const Launch& launch) {
-  for (const std::vector<BandTable>& pass : passes_of(problem, Cut::head, 1))
-    for (const BandTable& table : pass) {
-      call.table = table;
-      launch(call);
-    }
-}
-
-template <class T>
-void forward_with_tiles(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved) {
-  ForwardTiles<T> call{};
-  call.q = head_rows<const T>(problem, saved.q);
-  call.k = head_rows<const T>(problem, saved.k);
-  call.v = head_rows<const T>(problem, saved.v);
-  call.o = head_rows<T>(problem, saved.o);
-  call.lse = saved.lse.data<float>();
-  call.n = problem.n, call.n_heads = problem.n_heads;
-  call.d_qk = static_cast<int>(problem.d_qk), call.d_v = static_cast<int>(problem.d_v);
-  call.scale = scale_of(problem);
-  for (const std::vector<BandTable>& pass : passes_of(problem, Cut::queries, kTile)) {
-    for (const BandTable& table : pass) {
-      call.table = table;
-      if (hopper_computes(stream.device, call))
-        hopper_forward(stream, call, problem.batch);
-      else
-        forward_tiles(stream, call, problem.batch);
-    }
-    call.merge = true;
-  }
-}
-
-template <class T>
-void backward_with_tiles(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
+AttentionCall<T> call_of(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                          const AttentionGrads& grads) {
-  const Tensor delta = delta_like(saved.lse);
-  BackwardTiles<T> call{};
-  call.q = head_rows<const T>(problem, saved.q);
-  call.k = head_rows<const T>(problem, saved.k);
-  call.v = head_rows<const T>(problem, saved.v);
-  call.o = head_rows<const T>(problem, saved.o);
+  AttentionCall<T> call = call_of<T>(problem, saved);
   call.d_o = head_rows<const T>(problem, d_o);
   call.dq = head_rows<T>(problem, grads.dq);
   call.dk = head_rows<T>(problem, grads.dk);
   call.dv = head_rows<T>(problem, grads.dv);
-  call.lse = saved.lse.data<float>();
+  return call;
+}
+
+/// Calls launch(BandLaunch) for every table of every pass.
+template <class T, class Launch>
+void for_each_table(const AttentionCall<T>& call, const std::vector<std::vector<BandTable>>& passes,
+                    const Launch& launch) {
+  for (size_t m = 0; m < passes.size(); ++m)
+    for (const BandTable& table : passes[m]) launch(BandLaunch<T>{call, table, /*joins=*/m > 0});
+}
+
+template <class T>
+void forward_with_tiles(Stream stream, AttentionProblem problem, const AttentionCall<T>& call) {
+  for (const ColumnTable& table : take_columns(problem, max_column_rows(stream.device, call.d_qk, call.d_v)))
+    forward_columns(stream, ColumnLaunch<T>{call, table});
+  for_each_table(call, passes_of(problem, Cut::queries, kTile), [&](const BandLaunch<T>& bands) {
+    if (hopper_computes(stream.device, bands))
+      hopper_forward(stream, bands);
+    else
+      forward_tiles(stream, bands);
+  });
+}
+
+template <class T>
+void backward_bands_with_tiles(Stream stream, const AttentionProblem& problem, AttentionCall<T> call,
+                               const AttentionSaved& saved, const AttentionGrads& grads) {
+  const Tensor delta = delta_like(saved.lse);
   call.delta = delta.data<float>();
-  call.n = problem.n, call.n_heads = problem.n_heads;
-  call.d_qk = static_cast<int>(problem.d_qk), call.d_v = static_cast<int>(problem.d_v);
-  call.scale = scale_of(problem);
-  for (const std::vector<BandTable>& pass : passes_of(problem, Cut::queries, kTile)) {
-    for (const BandTable& table : pass) {
-      call.table = table;
-      backward_query_tiles(stream, call, problem.batch);
-    }
-    call.add = true;
-  }
+  for_each_table(call, passes_of(problem, Cut::queries, kTile),
+                 [&](const BandLaunch<T>& bands) { backward_query_tiles(stream, bands); });
   if (!keys_have_one_group(problem)) {  // a key in several groups would have several owners
-    for_each_table(problem, backward_rows_call<T>(problem, saved, delta, d_o, grads),
-                   [&](const auto& rows) { backward_key_rows(stream, rows, problem.batch); });
+    for_each_table(call, passes_of(problem, Cut::head, 1),
+                   [&](const BandLaunch<T>& bands) { backward_key_rows(stream, bands); });
     return;
   }
   if (!first_bands_have_all_keys(problem)) {
     clear(stream, grads.dk);
     clear(stream, grads.dv);
   }
-  call.add = false;
-  for (const std::vector<BandTable>& pass : passes_of(problem, Cut::keys, kTile)) {
-    for (const BandTable& table : pass) {
-      call.table = table;
-      backward_key_tiles(stream, call, problem.batch);
-    }
-    call.add = true;
-  }
+  for_each_table(call, passes_of(problem, Cut::keys, kTile),
+                 [&](const BandLaunch<T>& bands) { backward_key_tiles(stream, bands); });
 }
 
 template <class T>
-void forward_with_rows(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved) {
-  for_each_table(problem, rows_call<T>(problem, saved),
-                 [&](const auto& call) { forward_rows(stream, call, problem.batch); });
+void backward_with_tiles(Stream stream, AttentionProblem problem, const AttentionCall<T>& call,
+                         const AttentionSaved& saved, const AttentionGrads& grads) {
+  const std::vector<ColumnTable> columns = take_columns(problem, max_column_rows(stream.device, call.d_qk, call.d_v));
+  // First the others, which may clear the gradients of all heads.
+  if (!is_empty(problem)) backward_bands_with_tiles(stream, problem, call, saved, grads);
+  for (const ColumnTable& table : columns) backward_columns(stream, ColumnLaunch<T>{call, table});
 }
 
 template <class T>
-void backward_with_rows(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
-                        const AttentionGrads& grads) {
+void forward_with_rows(Stream stream, const AttentionProblem& problem, const AttentionCall<T>& call) {
+  for_each_table(call, passes_of(problem, Cut::head, 1),
+                 [&](const BandLaunch<T>& bands) { forward_rows(stream, bands); });
+}
+
+template <class T>
+void backward_with_rows(Stream stream, const AttentionProblem& problem, AttentionCall<T> call,
+                        const AttentionSaved& saved) {
   const Tensor delta = delta_like(saved.lse);
-  for_each_table(problem, backward_rows_call<T>(problem, saved, delta, d_o, grads), [&](const auto& call) {
-    backward_query_rows(stream, call, problem.batch);
-    backward_key_rows(stream, call, problem.batch);
+  call.delta = delta.data<float>();
+  for_each_table(call, passes_of(problem, Cut::head, 1), [&](const BandLaunch<T>& bands) {
+    backward_query_rows(stream, bands);
+    backward_key_rows(stream, bands);
   });
 }
 
@@ -163,9 +138,10 @@ void check_width(const AttentionProblem& problem) {
 void attention_forward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved) {
   check_width(problem);
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
+    const AttentionCall<T> call = call_of<T>(problem, saved);
     if constexpr (sizeof(T) == 2)
-      if (fits_tiles(problem, saved.q.dtype())) return forward_with_tiles<T>(stream, problem, saved);
-    forward_with_rows<T>(stream, problem, saved);
+      if (fits_tiles(problem)) return forward_with_tiles(stream, problem, call);
+    forward_with_rows(stream, problem, call);
   });
 }
 
@@ -173,9 +149,10 @@ void attention_backward(Stream stream, const AttentionProblem& problem, const At
                         const AttentionGrads& grads) {
   check_width(problem);
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
+    const AttentionCall<T> call = call_of<T>(problem, saved, d_o, grads);
     if constexpr (sizeof(T) == 2)
-      if (fits_tiles(problem, saved.q.dtype())) return backward_with_tiles<T>(stream, problem, saved, d_o, grads);
-    backward_with_rows<T>(stream, problem, saved, d_o, grads);
+      if (fits_tiles(problem)) return backward_with_tiles(stream, problem, call, saved, grads);
+    backward_with_rows(stream, problem, call, saved);
   });
 }
 

@@ -10,22 +10,19 @@
 namespace lacuna::gpu {
 namespace {
 
-/// What p is computed from: 2^(scale log2(e) q . k - exponent). Without keys p is 0 whatever this is.
-__device__ __forceinline__ float exponent_of(float lse) { return lse == -INFINITY ? 0.0f : lse * kLog2e; }
-
-/// Adds what `row_of(half)`, the lane's rows of a result, hold, divided by the factor that they will be stored with;
+/// Adds what row_of(r), r of the 16 rows of a warp's result, holds, divided by the factor that it will be stored with;
 /// null for rows that do not exist.
-template <int kWidth, class T>
-__device__ __forceinline__ void add_rows(float (&y)[kWidth / 8][4], float factor, const T* const (&rows)[2],
-                                         int width) {
+template <int kWidth, class T, class RowOf>
+__device__ __forceinline__ void add_rows(float (&y)[kWidth / 8][4], float factor, const RowOf& row_of, int width) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (rows[half] == nullptr) continue;
+    const T* const row = row_of(threadIdx.x % 32 / 4 + 8 * half);
+    if (row == nullptr) continue;
 #pragma unroll
     for (int c = 0; c < kWidth / 8; ++c) {
       const int column = c * 8 + 2 * (threadIdx.x % 4);
       if (column >= width) continue;
-      const float2 before = unpack<T>(*reinterpret_cast<const uint32_t*>(rows[half] + column));
+      const float2 before = unpack<T>(*reinterpret_cast<const uint32_t*>(row + column));
       y[c][2 * half] += before.x / factor;
       y[c][2 * half + 1] += before.y / factor;
     }
@@ -37,8 +34,7 @@ __device__ __forceinline__ void add_rows(float (&y)[kWidth / 8][4], float factor
 //   shared      q [kTile][kQk], d_o [kTile][kV], two each of k [kTile][kQk] and v [kTile][kV]
 //   precision   products of T in f32; ds rounded to T for its product
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(kThreads)
-    attention_backward_query_tiles(const __grid_constant__ BackwardTiles<T> call) {
+__global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(T, shared);
   LACUNA_SHARED(TileRanges, ranges, [1]);
   T* const q = shared;               // [kTile, kQk]
@@ -70,22 +66,15 @@ __global__ void __launch_bounds__(kThreads)
     const bool exists = r < tile.count;
     const int64_t i = queries.position(tile.row + (exists ? r : 0));
     exponent[half] = exponent_of(call.lse[statistics + i]);
-    if (call.add) {
+    if (call.joins) {
       delta[half] = call.delta[statistics + i];
       continue;
     }
     const T* const o_row = call.o.of(tile.batch, tile.head) + i * call.o.token;
     float sum = 0.0f;
-    for (int c = lane % 4; c * 8 < call.d_v; c += 4) {
-      const uint4 saved = *reinterpret_cast<const uint4*>(o_row + c * 8);
-      const uint4 given = *reinterpret_cast<const uint4*>(chunk_of<kV>(d_o, r, c));
-      const uint32_t left[4] = {saved.x, saved.y, saved.z, saved.w}, right[4] = {given.x, given.y, given.z, given.w};
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        const float2 a = unpack<T>(left[x]), b = unpack<T>(right[x]);
-        sum += a.x * b.x + a.y * b.y;
-      }
-    }
+    for (int c = lane % 4; c * 8 < call.d_v; c += 4)
+      sum += dot_of_eight<T>(*reinterpret_cast<const uint4*>(o_row + c * 8),
+                             *reinterpret_cast<const uint4*>(chunk_of<kV>(d_o, r, c)));
     delta[half] = sum_of_row(sum);
     if (exists && lane % 4 == 0) call.delta[statistics + i] = delta[half];
   }
@@ -146,15 +135,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 
   const auto row_of = [&](int r) {
-    return call.dq.of(tile.batch, tile.head) + queries.position(tile.row + r) * call.dq.token;
+    r += warp_row;
+    return r < tile.count ? call.dq.of(tile.batch, tile.head) + queries.position(tile.row + r) * call.dq.token
+                          : nullptr;
   };
-  if (call.add) {
-    const int r = warp_row + lane / 4;
-    const T* const rows[2] = {r < tile.count ? row_of(r) : nullptr, r + 8 < tile.count ? row_of(r + 8) : nullptr};
-    add_rows<kQk>(dq, call.scale, rows, call.d_qk);
-  }
+  if (call.joins) add_rows<kQk, T>(dq, call.scale, row_of, call.d_qk);
   const float factor[2] = {call.scale, call.scale};
-  store_rows<kQk>(dq, factor, q, tile.count, call.d_qk, row_of);
+  store_rows<kQk>(dq, factor, q + warp_row * kQk, call.d_qk, row_of);
 }
 
 // dk and dv of one band of a head.
@@ -164,8 +151,7 @@ __global__ void __launch_bounds__(kThreads)
 //   shared     k [kTile][kQk], v [kTile][kV], two each of q [kTile][kQk], d_o [kTile][kV], exponent and delta [kTile]
 //   precision  products of T in f32; p and ds rounded to T for theirs
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(kThreads)
-    attention_backward_key_tiles(const __grid_constant__ BackwardTiles<T> call) {
+__global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const __grid_constant__ BandLaunch<T> call) {
   // Queries whose scores are in registers at once: fewer when the sums take most of the registers.
   constexpr int kQueries = kQk + kV > 192 ? 32 : kTile;
   LACUNA_DYNAMIC_SHARED(T, shared);
@@ -194,7 +180,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const WarpRanges met(ranges[0]);
   const int begin = ranges[0].begin[0], end = ranges[0].end[kTile - 1];
-  if (begin >= end && call.add) {
+  if (begin >= end && call.joins) {
     cp_async_wait<0>();
     return;
   }
@@ -262,44 +248,40 @@ __global__ void __launch_bounds__(kThreads)
   cp_async_wait<0>();
   __syncthreads();
 
-  const auto dk_row = [&](int r) {
-    return call.dk.of(tile.batch, tile.head) + keys.position(tile.row + r) * call.dk.token;
+  const auto row_of = [&](const HeadRows<T>& gradient) {
+    return [&, first = gradient.of(tile.batch, tile.head)](int r) {
+      r += warp_row;
+      return r < tile.count ? first + keys.position(tile.row + r) * gradient.token : nullptr;
+    };
   };
-  const auto dv_row = [&](int r) {
-    return call.dv.of(tile.batch, tile.head) + keys.position(tile.row + r) * call.dv.token;
-  };
-  if (call.add) {
-    const int r = warp_row + lane / 4;
-    const bool exists[2] = {r < tile.count, r + 8 < tile.count};
-    const T* const dk_rows[2] = {exists[0] ? dk_row(r) : nullptr, exists[1] ? dk_row(r + 8) : nullptr};
-    const T* const dv_rows[2] = {exists[0] ? dv_row(r) : nullptr, exists[1] ? dv_row(r + 8) : nullptr};
-    add_rows<kQk>(dk, call.scale, dk_rows, call.d_qk);
-    add_rows<kV>(dv, 1.0f, dv_rows, call.d_v);
+  if (call.joins) {
+    add_rows<kQk, T>(dk, call.scale, row_of(call.dk), call.d_qk);
+    add_rows<kV, T>(dv, 1.0f, row_of(call.dv), call.d_v);
   }
   const float dk_factor[2] = {call.scale, call.scale}, dv_factor[2] = {1.0f, 1.0f};
-  store_rows<kQk>(dk, dk_factor, k, tile.count, call.d_qk, dk_row);
-  store_rows<kV>(dv, dv_factor, v, tile.count, call.d_v, dv_row);
+  store_rows<kQk>(dk, dk_factor, k + warp_row * kQk, call.d_qk, row_of(call.dk));
+  store_rows<kV>(dv, dv_factor, v + warp_row * kV, call.d_v, row_of(call.dv));
 }
 
 }  // namespace
 
 template <class T>
-void backward_query_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch) {
+void backward_query_tiles(Stream stream, const BandLaunch<T>& call) {
   with_widths(call.d_qk, call.d_v, [&]<int kQk, int kV>() {
-    launch_tiles(stream, attention_backward_query_tiles<T, kQk, kV>, call, batch, sizeof(T) * kTile * 3 * (kQk + kV));
+    launch_tiles(stream, attention_backward_query_tiles<T, kQk, kV>, call, sizeof(T) * kTile * 3 * (kQk + kV));
   });
 }
 
 template <class T>
-void backward_key_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch) {
+void backward_key_tiles(Stream stream, const BandLaunch<T>& call) {
   with_widths(call.d_qk, call.d_v, [&]<int kQk, int kV>() {
-    launch_tiles(stream, attention_backward_key_tiles<T, kQk, kV>, call, batch, sizeof(T) * kTile * 3 * (kQk + kV));
+    launch_tiles(stream, attention_backward_key_tiles<T, kQk, kV>, call, sizeof(T) * kTile * 3 * (kQk + kV));
   });
 }
 
-template void backward_query_tiles(Stream, const BackwardTiles<__nv_bfloat16>&, int64_t);
-template void backward_query_tiles(Stream, const BackwardTiles<__half>&, int64_t);
-template void backward_key_tiles(Stream, const BackwardTiles<__nv_bfloat16>&, int64_t);
-template void backward_key_tiles(Stream, const BackwardTiles<__half>&, int64_t);
+template void backward_query_tiles(Stream, const BandLaunch<__nv_bfloat16>&);
+template void backward_query_tiles(Stream, const BandLaunch<__half>&);
+template void backward_key_tiles(Stream, const BandLaunch<__nv_bfloat16>&);
+template void backward_key_tiles(Stream, const BandLaunch<__half>&);
 
 }  // namespace lacuna::gpu

@@ -11,9 +11,9 @@ namespace {
 //   warp       16 queries; every 16 keys that none of them meets are skipped, and masks are applied only where needed
 //   shared     q [kTile][kQk], two each of k [kTile][kQk] and v [kTile][kV]: the next is copied while one is used
 //   precision  products of T in f32; softmax in f32; weights rounded to T for the second product
-//   merge      with `merge`, o and lse hold the result of earlier bands, which these join in one softmax
+//   joins      with `joins`, o and lse hold the result of earlier bands, which these join in one softmax
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid_constant__ ForwardTiles<T> call) {
+__global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(T, shared);
   LACUNA_SHARED(TileRanges, ranges, [1]);
   T* const q = shared;               // [kTile, kQk]
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
     const float total = sum_of_row(sum[half]);
     factor[half] = total == 0.0f ? 0.0f : 1.0f / total;
     lse[half] = total == 0.0f ? -INFINITY : (top[half] * scale + log2f(total)) * kLn2;
-    if (call.merge && position[half] >= 0) earlier[half] = lse_rows[position[half]];
+    if (call.joins && position[half] >= 0) earlier[half] = lse_rows[position[half]];
   }
   __syncwarp();  // before a neighbour writes the earlier log-sum-exp over
 #pragma unroll
@@ -155,21 +155,22 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
     }
     if (lane % 4 == 0) lse_rows[position[half]] = lse[half];
   }
-  store_rows<kV>(o, factor, q, tile.count, call.d_v, [&](int r) {
-    return call.o.of(tile.batch, tile.head) + queries.position(tile.row + r) * call.o.token;
+  store_rows<kV>(o, factor, q + warp_row * kV, call.d_v, [&](int r) {
+    r += warp_row;
+    return r < tile.count ? call.o.of(tile.batch, tile.head) + queries.position(tile.row + r) * call.o.token : nullptr;
   });
 }
 
 }  // namespace
 
 template <class T>
-void forward_tiles(Stream stream, const ForwardTiles<T>& call, int64_t batch) {
+void forward_tiles(Stream stream, const BandLaunch<T>& call) {
   with_widths(call.d_qk, call.d_v, [&]<int kQk, int kV>() {
-    launch_tiles(stream, attention_forward_tiles<T, kQk, kV>, call, batch, sizeof(T) * kTile * (3 * kQk + 2 * kV));
+    launch_tiles(stream, attention_forward_tiles<T, kQk, kV>, call, sizeof(T) * kTile * (3 * kQk + 2 * kV));
   });
 }
 
-template void forward_tiles(Stream, const ForwardTiles<__nv_bfloat16>&, int64_t);
-template void forward_tiles(Stream, const ForwardTiles<__half>&, int64_t);
+template void forward_tiles(Stream, const BandLaunch<__nv_bfloat16>&);
+template void forward_tiles(Stream, const BandLaunch<__half>&);
 
 }  // namespace lacuna::gpu

@@ -25,7 +25,7 @@ struct KeyMap {
 
 template <class T>
 struct HopperForward {
-  ForwardTiles<T> call;
+  BandLaunch<T> call;
   TensorMap q;
   KeyMap keys[kKeyMaps];
 };
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   constexpr int kStep = 16, kGroupBytes = 8 * 2 * kWidth;  // the depth of one wgmma, eight rows in shared memory
   LACUNA_DYNAMIC_SHARED(Shared<T>, shared_memory);
   Shared<T>& shared = *shared_memory;
-  const ForwardTiles<T>& call = work.call;
+  const BandLaunch<T>& call = work.call;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
 
   // Heads go fastest, as in TileOfBlock, and the last queries first.
@@ -233,15 +233,17 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           total == 0.0f ? -INFINITY : (top[half] * scale + log2f(total)) * kLn2;
   }
   bar_sync(1 + warp / 4, 128);  // its warps read q together
-  store_rows<kWidth>(reinterpret_cast<const float(&)[kWidth / 8][4]>(o), factor, shared.q, count, kWidth,
-                     [&](int r) { return call.o.of(batch, head.head) + (row + r) * call.o.token; });
+  store_rows<kWidth>(reinterpret_cast<const float(&)[kWidth / 8][4]>(o), factor, shared.q + warp * 16 * kWidth, kWidth,
+                     [&](int r) {
+                       r += warp * 16;
+                       return r < count ? call.o.of(batch, head.head) + (row + r) * call.o.token : nullptr;
+                     });
 #endif
 }
 
 template <class T>
-TensorMap map_of(const ForwardTiles<T>& call, int64_t batch, const HeadRows<const T>& x, int64_t period, int64_t width,
-                 int rows) {
-  const int64_t sizes[] = {kWidth, call.n_heads, period, call.n / period, batch};
+TensorMap map_of(const BandLaunch<T>& call, const HeadRows<const T>& x, int64_t period, int64_t width, int rows) {
+  const int64_t sizes[] = {kWidth, call.n_heads, period, call.n / period, call.batch};
   const int64_t strides[] = {1, x.head, x.token, period * x.token, x.batch};
   const int box[] = {kWidth, 1, static_cast<int>(width), static_cast<int>(rows / width), 1};
   return tensor_map(x.data, sizes, strides, box, Swizzle::bytes128);
@@ -266,11 +268,11 @@ int find_map(const KeyMap* maps, int count, const Strip& keys) {
 }  // namespace
 
 template <class T>
-bool hopper_computes(Device device, const ForwardTiles<T>& call) {
+bool hopper_computes(Device device, const BandLaunch<T>& call) {
 #if LACUNA_SM90A
   constexpr int64_t kFewKeys = 256;  // with fewer, skipping of 16 x 16 pairs is worth more than wgmma
   const DeviceProperties& gpu = properties(device);
-  if (gpu.major != 9 || gpu.minor != 0 || call.merge || call.d_qk != kWidth || call.d_v != kWidth) return false;
+  if (gpu.major != 9 || gpu.minor != 0 || call.joins || call.d_qk != kWidth || call.d_v != kWidth) return false;
   KeyMap maps[kKeyMaps];
   int n_maps = 0;
   int64_t keys_of_last = 0;
@@ -297,26 +299,26 @@ bool hopper_computes(Device device, const ForwardTiles<T>& call) {
 }
 
 template <class T>
-void hopper_forward(Stream stream, const ForwardTiles<T>& call, int64_t batch) {
-  HopperForward<T> work{.call = call, .q = map_of(call, batch, call.q, 1, 1, kQueries), .keys = {}};
+void hopper_forward(Stream stream, const BandLaunch<T>& call) {
+  HopperForward<T> work{.call = call, .q = map_of(call, call.q, 1, 1, kQueries), .keys = {}};
   static_assert(sizeof(work) <= 4096, "the parameters of a kernel");
   int n_maps = 0;
   all_bands(call.table, [&](const Band* bands, int p) {
     const Strip& keys = bands[p].view.keys_of_group_0;
     const int m = find_map(work.keys, n_maps, keys);
     if (m == n_maps)
-      work.keys[n_maps++] = {keys.period, keys.width, map_of(call, batch, call.k, keys.period, keys.width, kKeys),
-                             map_of(call, batch, call.v, keys.period, keys.width, kKeys)};
+      work.keys[n_maps++] = {keys.period, keys.width, map_of(call, call.k, keys.period, keys.width, kKeys),
+                             map_of(call, call.v, keys.period, keys.width, kKeys)};
     return true;
   });
-  const int64_t blocks = batch * ceil_div(call.n, kQueries) * call.table.n_heads;
+  const int64_t blocks = call.batch * ceil_div(call.n, kQueries) * call.table.n_heads;
   launch(stream, attention_forward_hopper<T>, dim3(grid_of(blocks, "sparse_attention")), dim3(kHopperThreads),
          sizeof(Shared<T>), work);
 }
 
-template bool hopper_computes(Device, const ForwardTiles<__nv_bfloat16>&);
-template bool hopper_computes(Device, const ForwardTiles<__half>&);
-template void hopper_forward(Stream, const ForwardTiles<__nv_bfloat16>&, int64_t);
-template void hopper_forward(Stream, const ForwardTiles<__half>&, int64_t);
+template bool hopper_computes(Device, const BandLaunch<__nv_bfloat16>&);
+template bool hopper_computes(Device, const BandLaunch<__half>&);
+template void hopper_forward(Stream, const BandLaunch<__nv_bfloat16>&);
+template void hopper_forward(Stream, const BandLaunch<__half>&);
 
 }  // namespace lacuna::gpu

@@ -59,17 +59,22 @@ bool one_group_per_key(const View& view) {
   return view.residues == 1 || (keys.width == 1 && view.residues <= keys.period);
 }
 
-}  // namespace
-
-std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, Cut cut, int64_t rows_per_tile) {
+void check_sizes(const AttentionProblem& problem) {
   constexpr int64_t kMaxPositions = int64_t{1} << 30, kMaxHeadIndex = int64_t{1} << 15;
   check(problem.n <= kMaxPositions, "sparse_attention: n_ctx must be at most ", kMaxPositions, " on a GPU, got ",
         problem.n);
   check(problem.n_heads <= kMaxHeadIndex, "sparse_attention: n_heads must be at most ", kMaxHeadIndex,
         " on a GPU, got ", problem.n_heads);
+}
+
+}  // namespace
+
+std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, Cut cut, int64_t rows_per_tile) {
+  check_sizes(problem);
   std::vector<std::vector<BandTable>> passes;
   for (int64_t h = 0; h < problem.n_heads; ++h) {
     const std::vector<Band> bands = bands_of(problem.heads[static_cast<size_t>(h)]);
+    if (bands.empty()) continue;
     const std::vector<size_t> cuts = cuts_of(bands, cut);
     for (size_t m = 0; m + 1 < cuts.size(); ++m) {
       if (passes.size() == m) passes.emplace_back();
@@ -83,6 +88,22 @@ std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, C
   return passes;
 }
 
+std::vector<ColumnTable> take_columns(AttentionProblem& problem, int64_t max_rows) {
+  check_sizes(problem);
+  std::vector<ColumnTable> tables;
+  for (int64_t h = 0; h < problem.n_heads; ++h) {
+    std::vector<Part>& parts = problem.heads[static_cast<size_t>(h)];
+    const std::optional<Columns> columns = columns_of(parts, problem.n, max_rows);
+    if (!columns) continue;
+    auto table = std::find_if(tables.begin(), tables.end(),
+                              [&](const ColumnTable& t) { return t.columns == *columns && t.n_heads < kMaxHeads; });
+    if (table == tables.end()) table = tables.insert(table, {*columns, {}, 0});
+    table->heads[table->n_heads++] = static_cast<int16_t>(h);
+    parts.clear();
+  }
+  return tables;
+}
+
 bool keys_have_one_group(const AttentionProblem& problem) {
   return std::all_of(problem.heads.begin(), problem.heads.end(), [](const std::vector<Part>& parts) {
     return std::all_of(parts.begin(), parts.end(), [](const Part& part) { return one_group_per_key(part.view); });
@@ -91,6 +112,7 @@ bool keys_have_one_group(const AttentionProblem& problem) {
 
 bool first_bands_have_all_keys(const AttentionProblem& problem) {
   return std::all_of(problem.heads.begin(), problem.heads.end(), [](const std::vector<Part>& parts) {
+    if (parts.empty()) return true;
     const View& view = parts.front().view;
     const Strip& keys = view.keys_of_group_0;
     return keys.first == 0 && keys.period == view.residues * keys.width && one_group_per_key(view);

@@ -34,9 +34,9 @@ struct WarpRow {
 
 // o = softmax(scale q k^T) v of one query, and its log-sum-exp.
 template <class T>
-__global__ void attention_forward_rows(const __grid_constant__ AttentionRows<T> call, int64_t batch) {
+__global__ void attention_forward_rows(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(float, shared);
-  const WarpRow row(call.table, call.n, batch);
+  const WarpRow row(call.table, call.n, call.batch);
   if (row.head == nullptr) return;
   const int lane = threadIdx.x % 32;
   const int64_t i = row.position;
@@ -67,9 +67,9 @@ __global__ void attention_forward_rows(const __grid_constant__ AttentionRows<T> 
 // dq of one query, and its delta.
 //   p = exp(scale q . k - lse)    ds = p (d_o . v - delta)    dq = scale sum ds k
 template <class T>
-__global__ void attention_backward_query_rows(const __grid_constant__ AttentionRows<T> call, int64_t batch) {
+__global__ void attention_backward_query_rows(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(float, shared);
-  const WarpRow row(call.table, call.n, batch);
+  const WarpRow row(call.table, call.n, call.batch);
   if (row.head == nullptr) return;
   const int lane = threadIdx.x % 32;
   const int64_t i = row.position, at = (row.b * call.n_heads + row.h) * call.n + i;
@@ -110,9 +110,9 @@ __global__ void attention_backward_query_rows(const __grid_constant__ AttentionR
 // dk and dv of one key, over the queries of every group that has it.
 //   dk = scale sum ds q    dv = sum p d_o
 template <class T>
-__global__ void attention_backward_key_rows(const __grid_constant__ AttentionRows<T> call, int64_t batch) {
+__global__ void attention_backward_key_rows(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(float, shared);
-  const WarpRow row(call.table, call.n, batch);
+  const WarpRow row(call.table, call.n, call.batch);
   if (row.head == nullptr) return;
   const int lane = threadIdx.x % 32;
   const int64_t j = row.position, statistics = (row.b * call.n_heads + row.h) * call.n;
@@ -155,33 +155,33 @@ __global__ void attention_backward_key_rows(const __grid_constant__ AttentionRow
 }
 
 template <class T, class Kernel>
-void launch_rows(Stream stream, Kernel kernel, const AttentionRows<T>& call, int64_t batch, int64_t floats_per_warp) {
-  const int64_t rows = batch * call.n * call.table.n_heads;
+void launch_rows(Stream stream, Kernel kernel, const BandLaunch<T>& call, int64_t floats_per_warp) {
+  const int64_t rows = call.batch * call.n * call.table.n_heads;
   launch(stream, kernel, dim3(grid_of(ceil_div(rows, kWarps), "sparse_attention")), dim3(kWarpSize * kWarps),
-         static_cast<size_t>(floats_per_warp) * kWarps * sizeof(float), call, batch);
+         static_cast<size_t>(floats_per_warp) * kWarps * sizeof(float), call);
 }
 
 }  // namespace
 
 template <class T>
-void forward_rows(Stream stream, const AttentionRows<T>& call, int64_t batch) {
-  launch_rows(stream, attention_forward_rows<T>, call, batch, call.d_v);
+void forward_rows(Stream stream, const BandLaunch<T>& call) {
+  launch_rows(stream, attention_forward_rows<T>, call, call.d_v);
 }
 
 template <class T>
-void backward_query_rows(Stream stream, const AttentionRows<T>& call, int64_t batch) {
-  launch_rows(stream, attention_backward_query_rows<T>, call, batch, call.d_qk);
+void backward_query_rows(Stream stream, const BandLaunch<T>& call) {
+  launch_rows(stream, attention_backward_query_rows<T>, call, call.d_qk);
 }
 
 template <class T>
-void backward_key_rows(Stream stream, const AttentionRows<T>& call, int64_t batch) {
-  launch_rows(stream, attention_backward_key_rows<T>, call, batch, call.d_qk + call.d_v);
+void backward_key_rows(Stream stream, const BandLaunch<T>& call) {
+  launch_rows(stream, attention_backward_key_rows<T>, call, call.d_qk + call.d_v);
 }
 
-#define LACUNA_INSTANTIATE(T)                                                  \
-  template void forward_rows(Stream, const AttentionRows<T>&, int64_t);        \
-  template void backward_query_rows(Stream, const AttentionRows<T>&, int64_t); \
-  template void backward_key_rows(Stream, const AttentionRows<T>&, int64_t);
+#define LACUNA_INSTANTIATE(T)                                      \
+  template void forward_rows(Stream, const BandLaunch<T>&);        \
+  template void backward_query_rows(Stream, const BandLaunch<T>&); \
+  template void backward_key_rows(Stream, const BandLaunch<T>&);
 LACUNA_INSTANTIATE(float)
 LACUNA_INSTANTIATE(__nv_bfloat16)
 LACUNA_INSTANTIATE(__half)

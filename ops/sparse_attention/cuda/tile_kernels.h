@@ -6,33 +6,6 @@
 
 namespace lacuna::gpu {
 
-/// o and lse of the bands of `table`; with `merge` they hold the result of earlier bands, which these join.
-template <class T>
-struct ForwardTiles {
-  BandTable table;
-  HeadRows<const T> q, k, v;
-  HeadRows<T> o;
-  float* lse;  // [batch, n_heads, n]
-  int64_t n, n_heads;
-  int d_qk, d_v;
-  float scale;  // 1 / sqrt(d_qk)
-  bool merge;
-};
-
-/// The gradients that the bands of `table` contribute. `add`: to what dq, or dk and dv, hold; else they are written.
-template <class T>
-struct BackwardTiles {
-  BandTable table;
-  HeadRows<const T> q, k, v, o, d_o;
-  HeadRows<T> dq, dk, dv;
-  const float* lse;  // [batch, n_heads, n]
-  float* delta;      // [batch, n_heads, n]: sum over d_v of d_o * o; dq without `add` writes it
-  int64_t n, n_heads;
-  int d_qk, d_v;
-  float scale;
-  bool add;
-};
-
 /// Widths of a head that the kernels are compiled for: the first pair that holds a call's is used.
 ///
 ///   32, 32     ImageNet64, and narrower heads
@@ -55,22 +28,30 @@ inline constexpr int kTile = 64;  // rows of a tile
 /// T is __nv_bfloat16 or __half; d_qk and d_v are multiples of 8 up to kMaxTileWidth, rows start at multiples of 16
 /// bytes, and the table's bands of a head share their groups.
 template <class T>
-void forward_tiles(Stream stream, const ForwardTiles<T>& call, int64_t batch);
+void forward_tiles(Stream stream, const BandLaunch<T>& call);
 
-/// The same with wgmma and the copy unit of sm_90a, where hopper_computes() says that it can and is worth it: on compute
-/// capability 9.0, width 64, without `merge`, at most 4 bands of a head, whose queries are all positions and whose keys
-/// are runs of a divisor of 128 positions; 256 keys or more for the last query.
+/// The same with wgmma and the copy unit of sm_90a, where hopper_computes() says that it can and is worth it: on
+/// compute capability 9.0, width 64, without `joins`, at most 4 bands of a head, whose queries are all positions and
+/// whose keys are runs of a divisor of 128 positions; 256 keys or more for the last query.
 template <class T>
-void hopper_forward(Stream stream, const ForwardTiles<T>& call, int64_t batch);
+void hopper_forward(Stream stream, const BandLaunch<T>& call);
 template <class T>
-bool hopper_computes(Device device, const ForwardTiles<T>& call);
+bool hopper_computes(Device device, const BandLaunch<T>& call);
 
-/// dq, of bands that share their groups.
+/// dq, and delta without `joins`, of bands that share their groups.
 template <class T>
-void backward_query_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch);
+void backward_query_tiles(Stream stream, const BandLaunch<T>& call);
 
 /// dk and dv, of one band per head, of which every key belongs to one group.
 template <class T>
-void backward_key_tiles(Stream stream, const BackwardTiles<T>& call, int64_t batch);
+void backward_key_tiles(Stream stream, const BandLaunch<T>& call);
+
+/// o and lse, and all gradients in one launch, of heads that fall apart into columns of at most max_column_rows rows:
+/// what the shared memory of a block has room for.
+template <class T>
+void forward_columns(Stream stream, const ColumnLaunch<T>& call);
+template <class T>
+void backward_columns(Stream stream, const ColumnLaunch<T>& call);
+int64_t max_column_rows(Device device, int d_qk, int d_v);
 
 }  // namespace lacuna::gpu

@@ -20,8 +20,8 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 /// fall in eight different groups of banks.
 template <int kWidth, class T>
 __device__ __forceinline__ T* chunk_of(T* tile, int r, int c) {
-  static_assert(kWidth == 32 || kWidth % 64 == 0);
-  const int swizzled = kWidth == 32 ? c ^ (r >> 1 & 3) : c ^ (r & 7);
+  static_assert(kWidth == 16 || kWidth == 32 || kWidth % 64 == 0);
+  const int swizzled = kWidth == 16 ? c ^ (r >> 2 & 1) : kWidth == 32 ? c ^ (r >> 1 & 3) : c ^ (r & 7);
   return tile + r * kWidth + swizzled * 8;
 }
 
@@ -60,13 +60,17 @@ __device__ __forceinline__ void multiply_rows(float (&s)[2 * kChunks][4], T* a, 
   }
 }
 
-/// y += p b: p [16][16] in registers, rounded to T, and 16 rows of tile b from `row` on.
+/// A product [16][16] of the lane, of two [16][8], rounded to T: as the left operand of the next product.
+template <class T>
+__device__ __forceinline__ void round_product(uint32_t (&p)[4], const float (&left)[4], const float (&right)[4]) {
+  p[0] = pack<T>(left[0], left[1]), p[1] = pack<T>(left[2], left[3]);
+  p[2] = pack<T>(right[0], right[1]), p[3] = pack<T>(right[2], right[3]);
+}
+
+/// y += p b: p [16][16] in registers, and 16 rows of tile b from `row` on.
 template <int kWidth, class T>
-__device__ __forceinline__ void add_product(float (&y)[kWidth / 8][4], const float (&left)[4], const float (&right)[4],
-                                            T* b, int row) {
+__device__ __forceinline__ void add_product(float (&y)[kWidth / 8][4], const uint32_t (&p)[4], T* b, int row) {
   const int lane = threadIdx.x % 32;
-  const uint32_t p[4] = {pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
-                         pack<T>(right[2], right[3])};
 #pragma unroll
   for (int c = 0; c < kWidth / 16; ++c) {
     uint32_t columns[4];
@@ -75,6 +79,29 @@ __device__ __forceinline__ void add_product(float (&y)[kWidth / 8][4], const flo
     mma_16816<T>(y[2 * c + 1], p, columns[2], columns[3]);
   }
 }
+template <int kWidth, class T>
+__device__ __forceinline__ void add_product(float (&y)[kWidth / 8][4], const float (&left)[4], const float (&right)[4],
+                                            T* b, int row) {
+  uint32_t p[4];
+  round_product<T>(p, left, right);
+  add_product<kWidth>(y, p, b, row);
+}
+
+/// sum a[i] b[i] of eight numbers of T each.
+template <class T>
+__device__ __forceinline__ float dot_of_eight(const uint4& a, const uint4& b) {
+  const uint32_t left[4] = {a.x, a.y, a.z, a.w}, right[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0.0f;
+#pragma unroll
+  for (int x = 0; x < 4; ++x) {
+    const float2 p = unpack<T>(left[x]), q = unpack<T>(right[x]);
+    sum += p.x * q.x + p.y * q.y;
+  }
+  return sum;
+}
+
+/// Weights of a row are 2^(scale log2(e) q . k - exponent), with this for its log-sum-exp. A row without keys has none.
+__device__ __forceinline__ float exponent_of(float lse) { return lse == -INFINITY ? 0.0f : lse * kLog2e; }
 
 /// The sum, and the largest, of a value over the four lanes that share rows.
 __device__ __forceinline__ float sum_of_row(float x) {
@@ -172,33 +199,35 @@ struct TileOfBlock {
   }
 };
 
-/// The rows of a warp's result, times factor[half], rounded to T, to row r of the tile at `row_of(r)`, for r < count;
-/// 16 bytes at a time. `tile` [kTile][kWidth] is shared memory that no other warp uses meanwhile.
+/// The 16 rows of a warp's result, times factor[half], rounded to T, to row_of(r), null for rows that do not exist; 16
+/// bytes at a time. `staging` [16][kWidth] is shared memory that no other warp uses meanwhile.
 template <int kWidth, class T, class RowOf>
-__device__ __forceinline__ void store_rows(const float (&y)[kWidth / 8][4], const float (&factor)[2], T* tile,
-                                           int count, int width, const RowOf& row_of) {
-  const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kChunk;
+__device__ __forceinline__ void store_rows(const float (&y)[kWidth / 8][4], const float (&factor)[2], T* staging,
+                                           int width, const RowOf& row_of) {
+  const int lane = threadIdx.x % 32;
+  __syncwarp();
 #pragma unroll
   for (int c = 0; c < kWidth / 8; ++c)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      T* const at = chunk_of<kWidth>(tile, first + lane / 4 + 8 * half, c) + 2 * (lane % 4);
+      T* const at = chunk_of<kWidth>(staging, lane / 4 + 8 * half, c) + 2 * (lane % 4);
       *reinterpret_cast<uint32_t*>(at) = pack<T>(y[c][2 * half] * factor[half], y[c][2 * half + 1] * factor[half]);
     }
   __syncwarp();
   constexpr int kPieces = kWidth / 8;
 #pragma unroll
   for (int x = lane; x < kChunk * kPieces; x += 32) {
-    const int r = first + x / kPieces, c = x % kPieces;
-    if (r < count && c * 8 < width)
-      *reinterpret_cast<uint4*>(row_of(r) + c * 8) = *reinterpret_cast<const uint4*>(chunk_of<kWidth>(tile, r, c));
+    const int r = x / kPieces, c = x % kPieces;
+    T* const row = row_of(r);
+    if (row != nullptr && c * 8 < width)
+      *reinterpret_cast<uint4*>(row + c * 8) = *reinterpret_cast<const uint4*>(chunk_of<kWidth>(staging, r, c));
   }
 }
 
 /// A block for each tile of every head of every batch entry.
 template <class Call>
-void launch_tiles(Stream stream, void (*kernel)(Call), const Call& call, int64_t batch, size_t shared_bytes) {
-  const int64_t blocks = batch * call.table.tiles * call.table.n_heads;
+void launch_tiles(Stream stream, void (*kernel)(Call), const Call& call, size_t shared_bytes) {
+  const int64_t blocks = call.batch * call.table.tiles * call.table.n_heads;
   launch(stream, kernel, dim3(grid_of(blocks, "sparse_attention")), dim3(kThreads), shared_bytes, call);
 }
 
