@@ -46,6 +46,7 @@ struct Counters {
   uint64_t ldmatrix_phases = 0;  // eight rows of 16 bytes each
   uint64_t bank_conflicts = 0;   // rows that had to wait since another of their phase lies in the same banks
   uint64_t wgmma = 0;            // of warps: four a warpgroup
+  uint64_t launches = 0;         // of kernels
 };
 Counters counters();
 

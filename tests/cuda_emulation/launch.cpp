@@ -74,6 +74,10 @@ void check_configuration(dim3 grid, dim3 block, size_t shared_bytes, Location wh
 }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  {
+    const std::lock_guard lock(totals_mutex);
+    ++totals.launches;
+  }
   Grid work{.grid = grid, .block = block, .shared_bytes = shared_bytes, .kernel = kernel};
   const int wanted = schedule().os_threads;
   const uint64_t processors = wanted ? wanted : std::max(1u, std::thread::hardware_concurrency());

@@ -102,13 +102,32 @@ struct Shared {
   friend bool operator==(const Shared&, const Shared&) = default;
 };
 
+/// Patterns that fall apart into short columns, with rows across chunks and tiles: stacked and alone, of one length and
+/// of two, the last one cut off, cut by windows and ends of keys.
+std::vector<Case> column_cases() {
+  return {{2, 149, 2, 64, 128, layer("column(stride=6)")},   // 25 and 24 rows, two to a tile
+          {1, 191, 2, 64, 64, layer("column(stride=2)")},    // 96 and 95
+          {2, 256, 1, 128, 128, layer("column(stride=2)")},  // 128
+          {1, 70, 3, 8, 16, layer("column(stride=1000)")},   // 1, in two tiles
+          {1, 300, 2, 64, 64, layer("fixed_block(stride=128) | column(stride=9)")},
+          {1, 220, 1, 24, 104, layer("longnet(w=81, r=3)")},
+          {1, 110, 1, 32, 32, layer("local(window=30)")},
+          {1, 120, 1, 40, 16, layer("global(n=50)")},
+          {1, 128, 1, 64, 128, layer("dilated(window=5, dilation=2)")},
+          // Segments that columns do not divide; rows without keys; a window that ends before the keys do.
+          {1, 130, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 5, .period = 5, .segment = 52}}}}},
+          {1, 100, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 11, .key_end = 60}}}}},
+          {1, 160, 3, 16, 16,
+           layer("column(stride=7) | fixed_block(stride=20) + column(stride=3) | fixed_summary(stride=16, c=3)")}};
+}
+
 /// Every kind of pattern and composition, with n across tiles and chunks, and every pair of widths that is compiled.
 std::vector<Case> device_cases() {
   return {{1, 1, 1, 8, 8, layer("dense")},
           {2, 65, 1, 16, 8, layer("dense")},
           {1, 5, 2, 8, 8, layer("fixed_block(stride=9) + fixed_summary(stride=9, c=2) | dense")},  // no summary yet
           {1, 130, 1, 64, 64, layer("dense")},
-          {1, 97, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
+          {1, 137, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
           {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},
           {1, 200, 2, 32, 32, layer("local(window=25) + column(stride=25)")},
           {1, 250, 4, 24, 40, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
@@ -139,6 +158,15 @@ TEST_CASE_TEMPLATE("sparse_attention on a GPU: equals dense attention under the 
   }
 }
 
+TEST_CASE_TEMPLATE("sparse_attention on a GPU: short columns equal dense attention under the mask", T, bf16, f16) {
+  const std::vector<Case> cases = column_cases();
+  if (kShare > 1 && std::is_same_v<T, f16>) return;
+  for (size_t i = 0; i < cases.size(); i += 1 + kShare / 5) {
+    CAPTURE(to_string(AttentionPattern{{cases[i].pattern}}));
+    CHECK(is_exact<T>(cases[i]));
+  }
+}
+
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: any pattern, any n", T, float, bf16, f16) {
   if (kShare > 10 && std::is_same_v<T, f16>) return;
   CHECK(rc::check([] {
@@ -157,7 +185,9 @@ TEST_CASE_TEMPLATE("sparse_attention on a GPU: any pattern, any n", T, float, bf
 
 TEST_CASE("sparse_attention on a GPU: the same bits in every run, in any order of threads" *
           doctest::skip(kShare > 10)) {
-  const Case c{1, 150, 2, 32, 64, layer("local(window=25) + column(stride=25) | fixed_summary(stride=16, c=3)")};
+  const Case c{1,  150,
+               3,  32,
+               64, layer("local(window=25) + column(stride=25) | fixed_summary(stride=16, c=3) | column(stride=4)")};
 #if !LACUNA_ON_GPU
   const emulation::Schedule before = emulation::schedule();
 #endif
@@ -182,22 +212,25 @@ TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once sh
           doctest::skip(kShare > 10)) {
   const uint64_t before = emulation::counters().bank_conflicts, phases = emulation::counters().ldmatrix_phases;
   for (const auto& [d_qk, d_v] : {std::pair(32, 32), std::pair(64, 64), std::pair(64, 128), std::pair(128, 128)})
-    run_on_device<f16>({1, 100, 1, d_qk, d_v, layer("dense")});
+    for (const int64_t n : {100, 130})  // one column, and tiles of 64 rows
+      run_on_device<f16>({1, n, 1, d_qk, d_v, layer("dense")});
   CHECK(emulation::counters().ldmatrix_phases > phases);
   CHECK(emulation::counters().bank_conflicts == before);
 }
 #endif
 
 TEST_CASE("sparse_attention on a GPU: scores far apart give finite numbers") {
-  const Case c{1, 64, 1, 8, 8, layer("local(window=40) + column(stride=8)")};
-  Inputs<bf16> in(c);
-  for (bf16& x : in.k) x = bf16(1e4f * x);
-  const Shape shape{1, 64, 8};
-  const Variable q(on_device(in.q, shape), true), k(on_device(in.k, shape), true), v(on_device(in.v, shape), true);
-  const Variable o = sparse_attention(q, k, v, c.pattern, 1);
-  backward(o, on_device(in.d_o, shape));
-  for (const Tensor& t : {o.value(), q.grad(), k.grad(), v.grad()})
-    for (const bf16 x : to_vector<bf16>(t)) CHECK(std::isfinite(static_cast<float>(x)));
+  for (const char* pattern : {"local(window=40) + column(stride=8)", "dense"}) {
+    const Case c{1, 64, 1, 8, 8, layer(pattern)};
+    Inputs<bf16> in(c);
+    for (bf16& x : in.k) x = bf16(1e4f * x);
+    const Shape shape{1, 64, 8};
+    const Variable q(on_device(in.q, shape), true), k(on_device(in.k, shape), true), v(on_device(in.v, shape), true);
+    const Variable o = sparse_attention(q, k, v, c.pattern, 1);
+    backward(o, on_device(in.d_o, shape));
+    for (const Tensor& t : {o.value(), q.grad(), k.grad(), v.grad()})
+      for (const bf16 x : to_vector<bf16>(t)) CHECK(std::isfinite(static_cast<float>(x)));
+  }
 }
 
 TEST_CASE("sparse_attention on a GPU: what it cannot compute is named") {
@@ -241,3 +274,99 @@ TEST_CASE("keys_of and queries_of of bands are those of the parts, each the othe
   for (const Case& c : device_cases()) CHECK(bands_are_parts(c.pattern.for_head(0), c.n));
   CHECK(rc::check([&] { RC_ASSERT(bands_are_parts(random_union(40, 1), *rc::gen::inRange(1, 100))); }));
 }
+
+TEST_CASE("columns_of: where patterns fall apart into short columns") {
+  struct Expected {
+    const char* pattern;
+    int64_t n;
+    int rows, per_tile;  // 0: they do not
+  };
+  for (const Expected& e : std::vector<Expected>{{"column(stride=128)", 3072, 24, 2},
+                                                 {"column(stride=128)", 12288, 96, 1},
+                                                 {"column(stride=128)", 16384, 128, 1},
+                                                 {"column(stride=128)", 16385, 0, 0},
+                                                 {"column(stride=9)", 10, 2, 9},  // no more than there are
+                                                 {"column(stride=1099511627776)", 100, 1, 64},
+                                                 {"fixed_block(stride=128)", 12288, 128, 1},
+                                                 {"fixed_block(stride=129)", 12288, 0, 0},
+                                                 {"longnet(w=256, r=2)", 12288, 128, 1},
+                                                 {"longnet(w=256:512, r=2:4)", 12288, 0, 0},
+                                                 {"local(window=64)", 129, 0, 0},
+                                                 {"dense", 128, 128, 1},
+                                                 {"fixed_summary(stride=8, c=2)", 64, 0, 0},
+                                                 {"column(stride=8) + local(window=8)", 64, 0, 0}}) {
+    CAPTURE(e.pattern);
+    const auto columns = gpu::columns_of(parts_of(layer(e.pattern).heads[0]), e.n, gpu::kMaxColumnRows);
+    REQUIRE(columns.has_value() == (e.rows > 0));
+    if (!columns) continue;
+    CHECK(columns->rows_of_column == e.rows);
+    CHECK(columns->per_tile == e.per_tile);
+  }
+  CHECK(!gpu::columns_of(parts_of({Column{2}}), 192, 80));  // too many for the memory of a block
+}
+
+TEST_CASE("Columns: the rows of tiles are the queries, each with its keys") {
+  const auto tiles_are_the_pattern = [](const PatternUnion& patterns, int64_t n) {
+    const auto columns = gpu::columns_of(parts_of(patterns), n, gpu::kMaxColumnRows);
+    if (!columns) return true;
+    const int rows = (columns->tile_rows() + 15) / 16 * 16;
+    std::vector<int> times(static_cast<size_t>(n));
+    for (int64_t tile = 0; tile < columns->tiles(); ++tile) {
+      std::vector<gpu::ColumnRow> all;
+      for (int r = 0; r < rows; ++r) all.push_back(columns->row(tile, r));
+      for (int r = 0; r < rows; ++r) {
+        const gpu::ColumnRow& row = all[r];
+        if (r > 0 && (row.begin < all[r - 1].begin || row.end < all[r - 1].end)) return false;
+        if (row.begin < 0 || row.end > r + 1 || row.begin > row.end) return false;
+        if (row.position < 0 && row.begin < row.end) return false;
+        if (row.position < 0) continue;
+        ++times.at(static_cast<size_t>(row.position));
+        std::vector<bool> met(static_cast<size_t>(n));
+        for (int key = row.begin; key < row.end; ++key) met.at(static_cast<size_t>(all[key].position)) = true;
+        for (int64_t j = 0; j < n; ++j)
+          if (met[static_cast<size_t>(j)] != attends(patterns, row.position, j)) return false;
+      }
+    }
+    return std::all_of(times.begin(), times.end(), [](int count) { return count == 1; });
+  };
+  for (const Case& c : column_cases()) {
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    CHECK(tiles_are_the_pattern(c.pattern.for_head(0), c.n));
+  }
+  CHECK(rc::check([&] {
+    AnyBand band = random_band(40);
+    band.from = band.width = 1;
+    band.period = band.residues;
+    RC_ASSERT(tiles_are_the_pattern({band}, *rc::gen::inRange(1, 150)));
+  }));
+}
+
+TEST_CASE("take_columns: takes the heads that fall apart into short columns, alike ones together") {
+  AttentionProblem problem{1, 100, 4, 8, 8, {}};
+  for (const char* pattern : {"column(stride=3)", "column(stride=3) + local(window=2)", "dense", "column(stride=3)"})
+    problem.heads.push_back(parts_of(layer(pattern).heads[0]));
+  const std::vector<gpu::ColumnTable> tables = gpu::take_columns(problem, gpu::kMaxColumnRows);
+  REQUIRE(tables.size() == 2);
+  CHECK(tables[0].columns.rows_of_column == 34);
+  REQUIRE(tables[0].n_heads == 2);
+  CHECK((tables[0].heads[0] == 0 && tables[0].heads[1] == 3));
+  REQUIRE(tables[1].n_heads == 1);
+  CHECK(tables[1].heads[0] == 2);
+  CHECK(
+      (problem.heads[0].empty() && !problem.heads[1].empty() && problem.heads[2].empty() && problem.heads[3].empty()));
+
+  AttentionProblem many{1, 100, 70, 8, 8, std::vector<std::vector<Part>>(70, parts_of({Column{3}}))};
+  CHECK(gpu::take_columns(many, gpu::kMaxColumnRows).size() == 2);  // 64 heads fit into one launch
+}
+
+#if !LACUNA_ON_GPU
+TEST_CASE("sparse_attention on a GPU: forward and backward of short columns are one launch each") {
+  const auto launches = [](int64_t n) {
+    const uint64_t before = emulation::counters().launches;
+    run_on_device<bf16>({1, n, 1, 16, 16, layer("column(stride=1)")});
+    return emulation::counters().launches - before;
+  };
+  CHECK(launches(128) == 2);
+  CHECK(launches(129) == 3);  // backward by queries and by keys
+}
+#endif
