@@ -48,16 +48,16 @@ struct TileRows {
   }
 };
 
-/// Starts to copy the positions of the tile's rows to tile [rows][kWidth]; what does not exist becomes 0.
+/// Starts to copy the positions of the tile's rows to [rows][kWidth]; what does not exist becomes 0.
 template <int kWidth, class T>
-__device__ __forceinline__ void load_columns(T* tile, const HeadRows<const T>& from, const TileOfColumns& at, int width,
-                                             const TileRows& tile_rows, int rows) {
+__device__ __forceinline__ void load_columns(T* to, const HeadRows<const T>& from, const TileOfColumns& tile, int width,
+                                             const TileRows& at, int rows) {
   constexpr int kPieces = kWidth / 8;
-  const T* const head = from.of(at.batch, at.head);
+  const T* const head = from.of(tile.batch, tile.head);
   for (int x = threadIdx.x; x < rows * kPieces; x += blockDim.x) {
-    const int r = x / kPieces, c = x % kPieces, position = tile_rows.position[r];
+    const int r = x / kPieces, c = x % kPieces, position = at.position[r];
     const bool exists = position >= 0 && c * 8 < width;
-    cp_async16(chunk_of<kWidth>(tile, r, c), exists ? head + position * from.token + c * 8 : head, exists);
+    cp_async16(chunk_of<kWidth>(to, r, c), exists ? head + position * from.token + c * 8 : head, exists);
   }
 }
 
@@ -171,15 +171,11 @@ __global__ void __launch_bounds__(kMaxThreads) attention_forward_columns(const _
 //   dq = scale sum ds k           dk = scale sum ds q             dv = sum p d_o
 //
 //   grid       as forward
-//   warp       16 keys, then 16 others, against all queries that meet them; then the same with queries and keys
-//   changing
-//              places, for dq alone
+//   warp       16 keys, then 16 others, against all queries that meet them; then 16 queries and 16 others, for dq alone
 //   lane       scores are transposed, s^T = k q^T: p and ds are then in registers what the products with d_o and q
-//   take.
-//              ds goes to dq through shared memory
-//   shared     q, k [rows][kQk], v, d_o [rows][kV], ds^T [pairs of chunks][16][16]; results leave through the place of
-//   v
-//              and of q
+//              take; ds goes to dq through shared memory
+//   shared     q, k [rows][kQk], v, d_o [rows][kV], ds^T [pairs of chunks][16][16]; dv and dk leave through the place
+//              of v, dq through that of q
 //   precision  products of T in f32; p and ds rounded to T for theirs
 template <class T, int kQk, int kV>
 __global__ void __launch_bounds__(kMaxThreads)
@@ -207,8 +203,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 
   const int lane = threadIdx.x % 32;
   {
-    constexpr int kRowsOfThread = 4;  // four lanes share rows, and there are as many threads as rows
-    uint4 o[kRowsOfThread][kV / 32];  // on their way while the tiles are
+    constexpr int kRowsOfThread = 4 * kMaxColumnRows / kMaxThreads;  // four lanes share them
+    uint4 o[kRowsOfThread][kV / 32];                                 // on their way while the tiles are
     const T* const o_head = call.o.of(tile.batch, tile.head);
     const float* const lse = call.lse + (tile.batch * call.n_heads + tile.head) * call.n;
 #pragma unroll

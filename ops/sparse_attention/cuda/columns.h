@@ -15,8 +15,7 @@
 namespace lacuna::gpu {
 
 inline constexpr int kMaxColumnRows = 128;
-inline constexpr int kStackedRows =
-    64;  // columns are stacked up to that: with more, fewer blocks share a multiprocessor
+inline constexpr int kStackedRows = 64;  // columns are stacked up to that: larger tiles leave room for fewer blocks
 
 /// A row of a tile of columns.
 struct ColumnRow {
