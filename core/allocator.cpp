@@ -1,5 +1,7 @@
 #include "core/allocator.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -27,8 +29,17 @@ struct Source {
   std::string (*capacity)(Device device);  // for the report when memory is exhausted
 };
 
-constexpr Source kHost{kCpu, 64,
-                       [](Device, int64_t bytes) { return std::aligned_alloc(64, static_cast<size_t>(bytes)); },
+/// Rows of tensors lie far apart, each in a small page of its own: whole huge pages of a block are asked for as such.
+void* host_block(Device, int64_t bytes) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const auto size = static_cast<size_t>(bytes);
+  if (size < kHugePage) return std::aligned_alloc(64, size);
+  void* const block = std::aligned_alloc(kHugePage, size);
+  if (block != nullptr) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish
+  return block;
+}
+
+constexpr Source kHost{kCpu, 64, host_block,
                        [](Device, void* block) { std::free(block); }, [](Device) { return std::string(); }};
 
 std::string mebibytes(int64_t bytes) {

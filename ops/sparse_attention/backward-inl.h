@@ -154,19 +154,19 @@ void FetchBackward(const BackwardTask& next, Ahead& ahead) {
   const Range span = Span(*next.part, next.group, next.rows);
   const Range rows{next.rows.begin, std::min(next.rows.end, next.rows.begin + kSlab)};
   const int64_t begin = std::max(span.begin, next.keys.begin), end = std::min({span.end, next.keys.end, begin + kSlab});
-  if (next.begins.queries) ahead.add(head.saved_o, queries, rows.begin, rows.end);
-  ahead.add(head.d_o, queries, rows.begin, rows.end);
-  ahead.add(head.dq, queries, rows.begin, rows.end);
-  ahead.add(head.k, key_list, begin, end);
-  ahead.add(head.v, key_list, begin, end);
-  ahead.add(head.dk, key_list, begin, end);
-  ahead.add(head.dv, key_list, begin, end);
-  ahead.add(head.q, queries, rows.begin, rows.end);
+  if (next.begins.queries) ahead.add(head.saved_o, queries, rows.begin, rows.end, next.heads);
+  ahead.add(head.d_o, queries, rows.begin, rows.end, next.heads);
+  ahead.add(head.dq, queries, rows.begin, rows.end, next.heads);
+  ahead.add(head.k, key_list, begin, end, next.heads);
+  ahead.add(head.v, key_list, begin, end, next.heads);
+  ahead.add(head.dk, key_list, begin, end, next.heads);
+  ahead.add(head.dv, key_list, begin, end, next.heads);
+  ahead.add(head.q, queries, rows.begin, rows.end, next.heads);
 }
 
 /// One head of a task; `places` says where its rows lie.
 void BackwardHead(const BackwardTask& task, const HeadSequence& head, const Places& places, const BackwardTask* next,
-                  float* memory) {
+                  Ahead& ahead, float* memory) {
   const Part& part = *task.part;
   const int64_t group = task.group;
   const Range rows = task.rows, block = task.keys;
@@ -183,7 +183,6 @@ void BackwardHead(const BackwardTask& task, const HeadSequence& head, const Plac
       if (once) ClearRows(*sums, {key_list, met.end, block.end - met.end});
     }
 
-  Ahead ahead;
   const auto keys_of = [&](int64_t row) { return part.keys_of(group, query_positions.position(row)); };
   const bool begin_queries = task.begins.queries && once, begin_keys = task.begins.keys && once;
   for (int64_t origin = met.begin; origin < met.end; origin += kSlab) {
@@ -205,18 +204,20 @@ void BackwardHead(const BackwardTask& task, const HeadSequence& head, const Plac
     std::memset(slab.dk, 0, static_cast<size_t>(limit * width_qk) * sizeof(float));
     std::memset(slab.dv, 0, static_cast<size_t>(limit * width_v) * sizeof(float));
     for (int64_t row = first; row < last; row += kTile) {
-      ahead.clear();
-      if (row + kTile < last) {
-        const int64_t end = std::min(last, row + 2 * kTile);
-        ahead.add(head.q, queries, row + kTile, end);
-        ahead.add(head.d_o, queries, row + kTile, end);
-        ahead.add(head.dq, queries, row + kTile, end);
-        if (begin_queries) ahead.add(head.saved_o, queries, row + kTile, end);
-      } else {
-        const int64_t end = std::min(met.end, origin + 2 * kSlab);
-        ahead.add(head.k, key_list, origin + kSlab, end);
-        ahead.add(head.v, key_list, origin + kSlab, end);
-        if (next != nullptr && origin + kSlab >= met.end) FetchBackward(*next, ahead);
+      if (!head.q.packed) {
+        ahead.clear();
+        if (row + kTile < last) {
+          const int64_t end = std::min(last, row + 2 * kTile);
+          ahead.add(head.q, queries, row + kTile, end);
+          ahead.add(head.d_o, queries, row + kTile, end);
+          ahead.add(head.dq, queries, row + kTile, end);
+          if (begin_queries) ahead.add(head.saved_o, queries, row + kTile, end);
+        } else {
+          const int64_t end = std::min(met.end, origin + 2 * kSlab);
+          ahead.add(head.k, key_list, origin + kSlab, end);
+          ahead.add(head.v, key_list, origin + kSlab, end);
+          if (next != nullptr && origin + kSlab >= met.end) FetchBackward(*next, ahead);
+        }
       }
       BackwardTile(task, head, queries, row, std::min<int64_t>(kTile, last - row), slab, begin_queries, at, ahead);
     }
@@ -227,7 +228,7 @@ void BackwardHead(const BackwardTask& task, const HeadSequence& head, const Plac
 }
 
 /// Several heads: their rows are gathered and put back together.
-void BackwardHeads(const BackwardTask& task, float* memory) {
+void BackwardHeads(const BackwardTask& task, const BackwardTask* next, Ahead& ahead, float* memory) {
   const HeadSequence& head = task.head;
   const Places places(*task.part, task.group);
   const int64_t heads = task.heads;
@@ -242,6 +243,7 @@ void BackwardHeads(const BackwardTask& task, float* memory) {
   GatherNumbers(head.lse, head.n, queries, lse);
   BackwardTask gathered_task = task;
   gathered_task.begins = {true, true};
+  if (next != nullptr) FetchBackward(*next, ahead);
   for (int64_t h = 0; h < heads; ++h)
     BackwardHead(gathered_task,
                  {head.n,
@@ -256,7 +258,7 @@ void BackwardHeads(const BackwardTask& task, float* memory) {
                   dq.result(h),
                   dk.result(h),
                   dv.result(h)},
-                 Places(), nullptr, scratch.next);
+                 Places(), nullptr, ahead, scratch.next);
   if (task.begins.queries) ScatterNumbers(delta, head.n, queries, head.delta);
   (task.begins.queries ? UnpackRows<false> : UnpackRows<true>)(dq.data, ScaleOfDq(head.q.width), head.dq, queries);
   (task.begins.keys ? UnpackRows<false> : UnpackRows<true>)(dk.data, kLn2, head.dk, keys);
@@ -264,10 +266,11 @@ void BackwardHeads(const BackwardTask& task, float* memory) {
 }
 
 void BackwardBlock(const BackwardTask& task, const BackwardTask* next, float* memory) {
+  Ahead ahead;
   if (task.heads > 1)
-    BackwardHeads(task, memory);
+    BackwardHeads(task, next, ahead, memory);
   else
-    BackwardHead(task, task.head, Places(*task.part, task.group), next, memory);
+    BackwardHead(task, task.head, Places(*task.part, task.group), next, ahead, memory);
 }
 
 }  // namespace lacuna::cpu::HWY_NAMESPACE

@@ -85,15 +85,15 @@ void FetchForward(const ForwardTask& next, Ahead& ahead) {
   const Strip queries = next.part->view.queries(next.group), key_list = next.part->view.keys(next.group);
   const Range span = Span(*next.part, next.group, next.rows);
   const int64_t end = std::min(span.end, span.begin + kSlab);
-  ahead.add(next.head.q, queries, next.rows.begin, next.rows.end);
-  ahead.add(next.head.k, key_list, span.begin, end);
-  ahead.add(next.head.v, key_list, span.begin, end);
-  ahead.add(next.head.o, queries, next.rows.begin, next.rows.end);
+  ahead.add(next.head.q, queries, next.rows.begin, next.rows.end, next.heads);
+  ahead.add(next.head.k, key_list, span.begin, end, next.heads);
+  ahead.add(next.head.v, key_list, span.begin, end, next.heads);
+  ahead.add(next.head.o, queries, next.rows.begin, next.rows.end, next.heads);
 }
 
 /// One head of a task; `places` says where its rows lie.
 void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places& places, const ForwardTask* next,
-                 float* memory) {
+                 Ahead& ahead, float* memory) {
   const Part& part = *task.part;
   const int64_t group = task.group;
   const Range rows = task.rows;
@@ -113,7 +113,6 @@ void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places
   float* const s = scratch.take(kStep * kTile);
   float* const packed = scratch.take(kTile * width_qk);
   TileState states[(kSlice + kTile - 1) / kTile];
-  Ahead ahead;
   const Rows earlier_o{head.o.data, DType::f32, head.o.distance, head.o.width};
 
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -135,13 +134,15 @@ void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places
     const int64_t limit = std::min<int64_t>(kSlab, span.end - origin);
     const float* const k = PackedRows(head.k, {key_list, origin, limit}, 1.0f, packed_k).rows;
     const auto [v, finite_v] = PackedRows(head.v, {key_list, origin, limit}, 1.0f, packed_v);
-    ahead.clear();
-    if (origin + kSlab < span.end) {
-      const int64_t end = std::min(span.end, origin + 2 * kSlab);
-      ahead.add(head.k, key_list, origin + kSlab, end);
-      ahead.add(head.v, key_list, origin + kSlab, end);
-    } else if (next != nullptr) {
-      FetchForward(*next, ahead);
+    if (!head.k.packed) {
+      ahead.clear();
+      if (origin + kSlab < span.end) {
+        const int64_t end = std::min(span.end, origin + 2 * kSlab);
+        ahead.add(head.k, key_list, origin + kSlab, end);
+        ahead.add(head.v, key_list, origin + kSlab, end);
+      } else if (next != nullptr) {
+        FetchForward(*next, ahead);
+      }
     }
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int lanes = static_cast<int>(std::min<int64_t>(kTile, count - tile * kTile));
@@ -177,7 +178,7 @@ void ForwardHead(const ForwardTask& task, const HeadSequence& head, const Places
 }
 
 /// Several heads: their rows are gathered and put back together.
-void ForwardHeads(const ForwardTask& task, float* memory) {
+void ForwardHeads(const ForwardTask& task, const ForwardTask* next, Ahead& ahead, float* memory) {
   const HeadSequence& head = task.head;
   const Places places(*task.part, task.group);
   const int64_t heads = task.heads;
@@ -191,6 +192,7 @@ void ForwardHeads(const ForwardTask& task, float* memory) {
     PackRows({head.o.data, DType::f32, head.o.distance, head.o.width}, queries, 1.0f, o.data);
     GatherNumbers(head.lse, head.n, queries, lse);
   }
+  if (next != nullptr) FetchForward(*next, ahead);
   for (int64_t h = 0; h < heads; ++h) {
     HeadSequence gathered = head;
     gathered.q = q.head(h);
@@ -198,17 +200,18 @@ void ForwardHeads(const ForwardTask& task, float* memory) {
     gathered.v = v.head(h);
     gathered.o = o.result(h);
     gathered.lse = lse + h * queries.count;
-    ForwardHead(task, gathered, Places(), nullptr, scratch.next);
+    ForwardHead(task, gathered, Places(), nullptr, ahead, scratch.next);
   }
   UnpackRows<false>(o.data, 1.0f, head.o, queries);
   ScatterNumbers(lse, head.n, queries, head.lse);
 }
 
 void ForwardSlice(const ForwardTask& task, const ForwardTask* next, float* memory) {
+  Ahead ahead;
   if (task.heads > 1)
-    ForwardHeads(task, memory);
+    ForwardHeads(task, next, ahead, memory);
   else
-    ForwardHead(task, task.head, Places(*task.part, task.group), next, memory);
+    ForwardHead(task, task.head, Places(*task.part, task.group), next, ahead, memory);
 }
 
 }  // namespace lacuna::cpu::HWY_NAMESPACE

@@ -82,26 +82,28 @@ class Ahead {
  public:
   void clear() { count_ = next_ = 0; }
 
-  /// The rows at the positions of elements [begin, end) of `strip`.
-  void add(const Rows& rows, Strip strip, int64_t begin, int64_t end) {
+  /// The rows at the positions of elements [begin, end) of `strip`, of this head and those after it.
+  void add(const Rows& rows, Strip strip, int64_t begin, int64_t end, int64_t heads = 1) {
     const int64_t size = size_of(rows.dtype);
-    add(static_cast<const char*>(rows.data), rows.distance * size, rows.width * size, strip, begin, end);
+    add(static_cast<const char*>(rows.data), rows.distance * size, heads * rows.width * size, strip, begin, end);
   }
-  void add(const ResultRows& rows, Strip strip, int64_t begin, int64_t end) {
-    add(reinterpret_cast<const char*>(rows.data), rows.distance * 4, rows.width * 4, strip, begin, end);
+  void add(const ResultRows& rows, Strip strip, int64_t begin, int64_t end, int64_t heads = 1) {
+    add(reinterpret_cast<const char*>(rows.data), rows.distance * 4, heads * rows.width * 4, strip, begin, end);
   }
 
   void fetch_some() {
-    for (int fetched = 0; fetched < kRowsAtOnce && next_ < count_; ++fetched) {
+    for (int64_t fetched = 0; fetched < kBytesAtOnce && next_ < count_;) {
       Piece& piece = pieces_[next_];
       const char* const row = piece.data + piece.strip.position(piece.begin) * piece.distance;
       for (int64_t at = 0; at < piece.bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+      fetched += piece.bytes;
       if (++piece.begin == piece.end) ++next_;
     }
   }
 
  private:
-  static constexpr int kRowsAtOnce = 10, kMost = 10;
+  static constexpr int64_t kBytesAtOnce = 2560;
+  static constexpr int kMost = 10;
   struct Piece {
     const char* data;
     int64_t distance, bytes;

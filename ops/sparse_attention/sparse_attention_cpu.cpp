@@ -72,24 +72,31 @@ struct Slice {
 template <class Task>
 void for_each_slice(const AttentionProblem& problem, const std::vector<Slicing>& heads, int64_t first_slice,
                     const Task& task) {
-  std::vector<int64_t> tasks_of(heads.size(), 0);  // of each head in one batch entry
+  std::vector<int64_t> leaders;  // heads that have slices
+  int64_t turns = 0, groups = 0;
+  const auto tasks_of = [&](const Slicing& head) { return head.groups() * (head.slices() - first_slice); };
   for (size_t h = 0; h < heads.size(); ++h)
-    if (heads[h].part != nullptr && heads[h].slices() > first_slice)
-      tasks_of[h] = heads[h].groups() * (heads[h].slices() - first_slice);
-  const int64_t turns = *std::max_element(tasks_of.begin(), tasks_of.end());
-  const int64_t in_batch = turns * problem.n_heads, count = problem.batch * in_batch;
+    if (heads[h].part != nullptr && heads[h].slices() > first_slice) {
+      leaders.push_back(static_cast<int64_t>(h));
+      turns = std::max(turns, tasks_of(heads[h]));
+      groups = std::max(groups, heads[h].groups());
+    }
+  const auto n_leaders = static_cast<int64_t>(leaders.size());
+  const int64_t in_batch = turns * n_leaders, count = problem.batch * in_batch, threads = omp_get_max_threads();
   const auto slice_at = [&](int64_t index) -> std::optional<Slice> {
     if (index >= count) return {};
-    const int64_t h = index % problem.n_heads, turn = index % in_batch / problem.n_heads;
-    if (turn >= tasks_of[static_cast<size_t>(h)]) return {};
+    const int64_t h = leaders[static_cast<size_t>(index % n_leaders)], turn = index % in_batch / n_leaders;
     const Slicing& slicing = heads[static_cast<size_t>(h)];
+    if (turn >= tasks_of(slicing)) return {};
     const int64_t s = slicing.slices() - 1 - turn / slicing.groups();  // later slices have more keys: begin with them
     const int64_t group = turn % slicing.groups();
     if (slicing.slice(group, s).empty()) return {};
     return Slice{index / in_batch, h, &slicing, group, s};
   };
-  const int64_t per_thread = count / (16 * omp_get_max_threads());
-#pragma omp parallel for schedule(dynamic, std::clamp <int64_t>(per_thread, 1, 16))
+  // Neighbouring groups share cache lines of lse and delta: one thread takes 16 of them where there are many.
+  const int64_t chunk =
+      groups >= 32 * threads ? 16 * n_leaders : std::clamp<int64_t>(count / (16 * threads), 1, 16);
+#pragma omp parallel for schedule(dynamic, chunk)
   for (int64_t index = 0; index < count; ++index)
     if (const std::optional<Slice> slice = slice_at(index)) task(*slice, slice_at(index + 1));
 }
