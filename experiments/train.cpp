@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <iostream>
 #include <memory>
 #include <numbers>
 #include <numeric>
+#include <optional>
 
 #include <fmt/format.h>
 
@@ -16,7 +16,6 @@
 #include "data/compressors.h"
 #include "experiments/console.h"
 #include "experiments/dense_rival.h"
-#include "experiments/device_step.h"
 #include "experiments/environment.h"
 #include "experiments/evaluate.h"
 #include "experiments/experiment.h"
@@ -25,10 +24,9 @@
 #include "experiments/run_directory.h"
 #include "experiments/samples.h"
 #include "experiments/signals.h"
+#include "experiments/training_steps.h"
 #include "models/cost.h"
 #include "models/sampler.h"
-#include "ops/tokens.h"
-#include "optim/clip.h"
 #include "optim/schedule.h"
 
 namespace lacuna {
@@ -40,13 +38,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 double bits(double nats) { return nats / std::numbers::ln2; }
-
-AdamConfig adam_config(const TrainConfig& c) {
-  return {.beta1 = static_cast<float>(c.beta1),
-          .beta2 = static_cast<float>(c.beta2),
-          .eps = static_cast<float>(c.eps),
-          .weight_decay = static_cast<float>(c.weight_decay)};
-}
 
 // While alive, the parameters are their averages.
 class AveragedWeights {
@@ -92,13 +83,7 @@ class Trainer {
         folder_(folder),
         console_(console),
         device_(usable_device(options, config)),
-        model_(config.model, config.train.seed, config.train.dtype, device_),
-        adam_(model_.parameters(), adam_config(train_)),
-        batches_(device_, [this](int64_t step) { return read_batch(step); }),
-        runner_(device_, [this](const std::string& line) { console_.print(line); }),
-        numbers_(device_),
-        scaler_(/*dynamic=*/train_.dtype == DType::f16) {
-    if (train_.ema_decay > 0) ema_ = std::make_unique<Ema>(model_.parameters(), train_.ema_decay);
+        steps_(config_, data, device_, [this](const std::string& line) { console_.print(line); }) {
     state_.config = config_;
     state_.data_fingerprint = data.fingerprint();
     state_.threads = threads();
@@ -138,9 +123,10 @@ class Trainer {
 
  private:
   const char* unit() const { return experiment_.medium == Medium::text ? "bits per byte" : "bits per dim"; }
-  const char* weights_name() const { return ema_ ? "ema" : "last"; }
+  const SparseTransformer& model() const { return steps_.model(); }
+  const Ema* average() const { return steps_.average(); }
+  const char* weights_name() const { return average() ? "ema" : "last"; }
   fs::path algorithms_file() const { return folder_.path() / "matmul-algorithms.txt"; }
-  RunTensors tensors() { return {model_, adam_, ema_.get()}; }
 
   // --- Start and resume
 
@@ -168,12 +154,11 @@ class Trainer {
     }
     if (!checkpoint.empty()) {
       check_compatible(checkpoint, saved);
-      load_checkpoint(checkpoint, saved, tensors());
+      load_checkpoint(checkpoint, saved, steps_.tensors());
+      steps_.resume(saved);
       state_.step = written_step_ = saved.step;
       state_.best_step = saved.best_step;
       state_.best_bits_per_dim = saved.best_bits_per_dim;
-      state_.updates = saved.updates;
-      scaler_.set_state(saved.loss_scaler);
       if (options_.resume != "auto") {
         const fs::path previous = folder_.set_aside_checkpoints_after(state_.step);
         if (!previous.empty()) console_.print("newer checkpoints are kept in " + previous.string());
@@ -218,7 +203,7 @@ class Trainer {
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
     console_.print(
-        concat(format_count(model_.parameters().count()), " parameters; run folder ", folder_.path().string()));
+        concat(format_count(model().parameters().count()), " parameters; run folder ", folder_.path().string()));
     if (checkpoint.empty()) return;
     for (const std::string& line : accepted_differences(saved.config, config_)) console_.print("from here on " + line);
     if (saved.threads != threads())
@@ -244,117 +229,36 @@ class Trainer {
 
   // --- One step
 
-  Tensor read_batch(int64_t step) const {
-    const Tensor tokens = data_.train_batch(train_.seed, std::min(step, train_.steps - 1), train_.batch);
-    check_tokens("train", "tokens", tokens, config_.model.n_vocab);
-    return tokens;
-  }
-
   void step() {
-    if (numbers_.size() == 0) last_metrics_ = Clock::now();
-    const Tensor tokens = batches_.get(state_.step);
-    const int64_t adam_steps = adam_.steps(), ema_updates = ema_ ? ema_->updates() : 0;
-    runner_.run([&] { enqueue_step(tokens); },
-                [&] {
-                  adam_.set_steps(adam_steps);
-                  if (ema_) ema_->set_updates(ema_updates);
-                });
+    if (steps_.unfinished() == 0) last_metrics_ = Clock::now();
+    steps_.begin();
     ++state_.step;
-    numbers_.push(report_);
-    batches_.prefetch_next();
     // The next step depends on whether f16 overflowed in this one; otherwise a GPU goes on while the host catches up.
     write_metrics(/*left=*/device_ == kCpu || train_.dtype == DType::f16 ? 0 : 1);
   }
 
-  // Everything that a device does in a step. report_ gets the loss of each micro-batch and the sum of squares of the
-  // gradient, from which Adam clips; when that is not finite Adam changes nothing, and write_metrics() skips the step
-  // or ends the run.
-  void enqueue_step(const Tensor& tokens) {
-    const Parameters& parameters = model_.parameters();
-    const int64_t micro = micro_batch(), n_micro = (train_.batch + micro - 1) / micro;
-    report_ = empty({n_micro + 1}, DType::f64, device_);
-    parameters.clear_gradients();
-    for (int64_t i = 0; i < n_micro; ++i) {
-      const int64_t first = i * micro, end = std::min(train_.batch, first + micro);
-      const Run run{.training = true, .seed = train_.seed, .step = state_.step, .first_sample = first};
-      const Variable loss = model_.loss(tokens.slice(first, end), run);
-      copy(loss.value(), report_.view(i, {}));
-      backward(loss, full({}, loss.dtype(), scaler_.scale() * share(i), device_));
-    }
-    const Tensor squares = gradient_sum_of_squares(parameters);
-    copy(squares, report_.view(n_micro, {1}));
-    adam_.step({.lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, state_.step),
-                .scale = 1.0 / scaler_.scale(),
-                .sum_of_squares = squares,
-                .max_norm = train_.clip_norm,
-                .ema = ema_.get()});
-  }
-
-  int64_t micro_batch() const { return train_.micro_batch > 0 ? train_.micro_batch : train_.batch; }
-
-  // The part of a step's samples that micro-batch i has.
-  double share(int64_t i) const {
-    return static_cast<double>(std::min(micro_batch(), train_.batch - i * micro_batch())) /
-           static_cast<double>(train_.batch);
-  }
-
   // Writes the metrics of finished steps, and waits for them, until those of `left` steps are not written.
   void write_metrics(int64_t left) {
-    while (numbers_.size() > left) {
-      const int64_t step = state_.step - numbers_.size() + 1;
-      const std::vector<double> numbers = *numbers_.pop();
-      double loss_nats = 0.0;
-      for (size_t i = 0; i + 1 < numbers.size(); ++i) {
-        check(std::isfinite(numbers[i]), "train: step ", step, ": the loss is ", numbers[i],
-              first_non_finite("weight", model_.parameters().values()));
-        loss_nats += share(static_cast<int64_t>(i)) * numbers[i];
-      }
-      const double scale = scaler_.scale(), norm = std::sqrt(numbers.back()) / scale;
-      if (update_scaler(step, norm)) {
-        ++state_.updates;
-      } else {  // Adam has skipped it; so do the counts
-        adam_.set_steps(state_.updates);
-        if (ema_) ema_->set_updates(state_.updates);
-      }
-      written_step_ = step;
+    while (const std::optional<StepReport> report = steps_.finish(left)) {
+      written_step_ = report->step;
       const double elapsed_s = seconds_since(last_metrics_);
       last_metrics_ = Clock::now();
       const int64_t tokens_per_step = train_.batch * config_.model.n_ctx;
       tokens_per_s_ = static_cast<double>(tokens_per_step) / elapsed_s;
-      loss_nats_ = loss_nats;
+      loss_nats_ = report->loss_nats;
       numbers_known_ = true;
-      metrics_->write(StepMetrics{.step = step,
-                                  .samples = step * train_.batch,
-                                  .tokens = step * tokens_per_step,
-                                  .loss_nats = loss_nats,
-                                  .lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, step - 1),
-                                  .grad_norm = norm,
-                                  .loss_scale = scale,
+      metrics_->write(StepMetrics{.step = report->step,
+                                  .samples = report->step * train_.batch,
+                                  .tokens = report->step * tokens_per_step,
+                                  .loss_nats = report->loss_nats,
+                                  .lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, report->step - 1),
+                                  .grad_norm = report->grad_norm,
+                                  .loss_scale = report->loss_scale,
                                   .step_ms = 1000.0 * elapsed_s,
                                   .tokens_per_s = tokens_per_s_,
                                   .memory_bytes = Allocator::of(device_).stats().total_peak,
                                   .slower_than_dense = slower_than_dense_});
     }
-  }
-
-  // Whether the step is taken; loss scaling skips those whose gradient overflowed.
-  bool update_scaler(int64_t step, double norm) {
-    try {
-      return scaler_.update(norm);
-    } catch (const Error& error) {
-      fail("train: step ", step, ": ", error.what(), first_non_finite("gradient of", model_.parameters().gradients()));
-    }
-  }
-
-  // ", first in <what> <name> (3 of 4096 elements)", for a message; empty when all are finite.
-  std::string first_non_finite(const char* what, const Tensor& flat) const {
-    for (const Parameters::Entry& entry : model_.parameters().entries()) {
-      const Tensor t = to_device(to_dtype(flat.view(entry.offset, entry.shape), DType::f64), kCpu);
-      const double* x = t.data<double>();
-      const auto bad = std::count_if(x, x + t.numel(), [](double v) { return !std::isfinite(v); });
-      if (bad > 0) return concat("; first in ", what, " ", entry.name, " (", bad, " of ", t.numel(), " elements)");
-    }
-    return "";
   }
 
   // --- Evaluation, checkpoints
@@ -368,7 +272,7 @@ class Trainer {
     const AveragedWeights averaged(ema);
     const std::string what = concat("evaluating ", name_of(split));
     const Evaluation result = evaluate(
-        model_, data_,
+        model(), data_,
         {.split = split, .windows = windows, .min_context = std::nullopt, .progress = [&](int64_t done, int64_t total) {
            if (stop_requested()) throw Stopped();
            if (console_.is_terminal()) console_.progress(what, done, total, "");
@@ -381,7 +285,7 @@ class Trainer {
 
   // Scores the validation split; whether it is the best so far.
   bool validate() {
-    const EvalMetrics metrics = score(Split::valid, train_.eval_windows, ema_.get());
+    const EvalMetrics metrics = score(Split::valid, train_.eval_windows, average());
     const bool best = state_.best_step == 0 || metrics.bits_per_dim < state_.best_bits_per_dim;
     if (best) {
       state_.best_step = state_.step;
@@ -393,8 +297,8 @@ class Trainer {
   }
 
   void save() {
-    state_.loss_scaler = scaler_.state();
-    save_checkpoint(folder_.checkpoints(), state_, tensors());
+    steps_.save_to(state_);
+    save_checkpoint(folder_.checkpoints(), state_, steps_.tensors());
     const std::string algorithms = product_algorithms(device_);
     if (!algorithms.empty()) write_file(algorithms_file(), algorithms);
     saved_step_ = state_.step;
@@ -404,12 +308,12 @@ class Trainer {
   // --- The end
 
   void finish() {
-    const EvalMetrics test = test_score(ema_.get());
+    const EvalMetrics test = test_score(average());
     console_.print(
         fmt::format("test: {:.4f} {} over {} {}{}{}", test.bits_per_dim, unit(), format_count(test.n),
-                    experiment_.medium == Medium::text ? "bytes" : "dims", ema_ ? ", averaged weights" : "",
+                    experiment_.medium == Medium::text ? "bytes" : "dims", average() ? ", averaged weights" : "",
                     train_.test_windows > 0 ? fmt::format(" (the first {} sequences)", train_.test_windows) : ""));
-    if (ema_)
+    if (average())
       console_.print(fmt::format("test: {:.4f} {} with the last weights", test_score(nullptr).bits_per_dim, unit()));
     if (experiment_.medium == Medium::text) compare_with_compressors(test);
     draw_samples();
@@ -444,9 +348,9 @@ class Trainer {
     if (!fs::exists(path)) {
       const int64_t n_ctx = config_.model.n_ctx;
       const int64_t length = train_.sample_length > 0 ? std::min(train_.sample_length, n_ctx) : n_ctx;
-      const AveragedWeights averaged(ema_.get());
+      const AveragedWeights averaged(average());
       const Tensor tokens = sample(
-          model_,
+          model(),
           {.count = train_.sample_count, .length = length, .temperature = train_.temperature, .seed = train_.seed}, {},
           [&](int64_t done) {
             if (stop_requested()) throw Stopped();
@@ -468,14 +372,7 @@ class Trainer {
   RunDirectory& folder_;
   Console& console_;
   const Device device_;
-  SparseTransformer model_;
-  Adam adam_;
-  BatchQueue batches_;
-  StepRunner runner_;
-  NumberQueue numbers_;
-  Tensor report_;  // of the newest step, on the device
-  LossScaler scaler_;
-  std::unique_ptr<Ema> ema_;
+  TrainingSteps steps_;
   std::unique_ptr<MetricsFile> metrics_;
   RunState state_;
   bool slower_than_dense_ = false;
