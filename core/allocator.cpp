@@ -34,8 +34,9 @@ void* host_block(Device, int64_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20;
   const auto size = static_cast<size_t>(bytes);
   if (size < kHugePage) return std::aligned_alloc(64, size);
-  void* const block = std::aligned_alloc(kHugePage, size);
-  if (block != nullptr) madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish
+  void* block = nullptr;
+  if (posix_memalign(&block, kHugePage, size) != 0) return nullptr;
+  madvise(block, size / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish
   return block;
 }
 
