@@ -136,18 +136,32 @@ void write_model(const fs::path& folder, const SparseTransformer& model, const T
   write_file(folder / "tokens.bin", {reinterpret_cast<const char*>(tokens.raw()), static_cast<size_t>(tokens.bytes())});
 }
 
-/// Draws whole sequences, all at once, from untrained weights: that takes as long as from trained ones.
-void measure_sampling(const std::string& name, const SparseTransformer& model, int64_t count, Device device) {
+/// Draws whole sequences, all at once, from untrained weights: that takes as long as from trained ones. After limit_s
+/// it stops, and the rate is that of the positions done so far.
+void measure_sampling(const std::string& name, const SparseTransformer& model, int64_t count, double limit_s,
+                      Device device) {
+  struct TimeIsOver {};
   sample(model, {.count = count, .length = 2});  // chooses algorithms
   const auto start = std::chrono::steady_clock::now();
-  sample(model, {.count = count});
-  const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  int64_t positions = 0;
+  double elapsed_s = 0.0;
+  try {
+    sample(model, {.count = count}, {}, [&](int64_t done) {
+      positions = done;
+      elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      if (elapsed_s > limit_s) throw TimeIsOver();
+    });
+  } catch (const TimeIsOver&) {
+  }
+  const int64_t n_ctx = model.config().n_ctx;
+  const double samples = static_cast<double>(count) * static_cast<double>(positions) / static_cast<double>(n_ctx);
   fmt::print("{}\n", json{{"name", name},
                           {"device", describe(device)},
                           {"samples", count},
-                          {"length", model.config().n_ctx},
+                          {"length", n_ctx},
+                          {"positions", positions},
                           {"seconds", elapsed_s},
-                          {"samples_per_s", static_cast<double>(count) / elapsed_s},
+                          {"samples_per_s", samples / elapsed_s},
                           {"peak_tensor_bytes", Allocator::of(device).stats().total_peak}}
                          .dump());
 }
@@ -161,7 +175,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
   c.model.recompute = recomputes(c, options, dtype, device);
   const Shape shape{c.batch, c.model.n_ctx};
   const SparseTransformer model(c.model, /*seed=*/1, dtype, device);
-  if (options.samples > 0) return measure_sampling(name, model, options.samples, device);
+  if (options.samples > 0) return measure_sampling(name, model, options.samples, options.seconds, device);
   const Parameters& parameters = model.parameters();
   Adam adam(parameters, {});
   Ema ema(parameters, 0.999);
@@ -227,7 +241,12 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
                           {"losses_nats", losses},
                           {"loss_nats", loss_nats}}
                          .dump());
-  if (!weights.empty()) write_model(weights, model, tokens);
+  if (weights.empty()) return;
+  try {
+    write_model(weights, model, tokens);
+  } catch (const std::exception& error) {  // the measurement is good without them
+    fmt::print(stderr, "{}\n", error.what());
+  }
 }
 
 struct Child {
@@ -412,7 +431,8 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"preset", "true", "false", "auto"}))
       ->capture_default_str();
   app.add_option("--text", options.text, "train on the bytes of this file, in order (default: random bytes)");
-  app.add_option("--samples", options.samples, "instead of training: so many samples at once (with --json)")
+  app.add_option("--samples", options.samples,
+                 "instead of training: so many samples at once, for --seconds at most (with --json)")
       ->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json, "one line of JSON for each case");
   app.add_option("NAME", options.names, "rival, rival-recompute, rival-dense, PROGRAM/PRESET");

@@ -101,6 +101,9 @@ def summary_lines(out, names):
             yield form.format("", "measured", "accept", "target", "")
             head = False
         accept, target = goals or ("", "")
+        if measured is None:  # JSON has no infinity
+            yield form.format(name, "no number", accept, target, more)
+            return
         yield form.format(name, f"{measured:.4g} {unit}", accept, target, (judge(measured, goals) if goals else "") + more)
 
     for name in ("copy_gb_per_s", "matmul_8192_tflops", "launch_us", "launch_in_graph_us"):
@@ -131,6 +134,7 @@ def summary_lines(out, names):
     for r in results.get("sampling", {}).get("rows", []):
         if "samples_per_s" in r:
             more = f"  {r['samples']} at once, {r['peak_tensor_bytes'] / 2**30:.1f} GiB"
+            more += f", by {r['positions']} of {r['length']} positions" if r["positions"] < r["length"] else ""
             yield from row(f"sampling: {r['name']}", r["samples_per_s"], SAMPLING[r["name"]].tokens, "/s", more)
     fastest = {}
     for r in results.get("pytorch", {}).get("rows", []):

@@ -22,8 +22,11 @@ using namespace lacuna::test;
 
 namespace {
 
-// Sanitizers slow the emulator down by 8 (addresses) and 50 times (threads): they get a share of the cases.
-#if defined(__SANITIZE_THREAD__)
+// Sanitizers slow the emulator down by 8 (addresses) and 50 times (threads): they get a share of the cases. So do those
+// of a GPU, by the environment.
+#if LACUNA_ON_GPU
+const int kShare = std::getenv("LACUNA_TEST_SHARE") ? std::atoi(std::getenv("LACUNA_TEST_SHARE")) : 1;
+#elif defined(__SANITIZE_THREAD__)
 constexpr int kShare = 20;
 #elif defined(__SANITIZE_ADDRESS__)
 constexpr int kShare = 5;

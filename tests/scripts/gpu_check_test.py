@@ -5,6 +5,7 @@ import importlib.machinery
 import importlib.util
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def load(name):
 
 
 gpu_check, gpu_bundle = load("gpu_check"), load("gpu_bundle")
+gpu_results = sys.modules["gpu_results"]
 
 
 def fake(name, code):
@@ -38,7 +40,28 @@ def fake(name, code):
     return gpu_check.Stage(name, 300, "a stage of this test", run)
 
 
-class Stages(unittest.TestCase):
+def time_is_over_with(path):
+    """For timers, time is over when there is something in this file."""
+
+    class Timer(threading.Thread):
+        def __init__(self, _, function):
+            super().__init__(daemon=True)
+            self.function, self.cancelled = function, threading.Event()
+
+        def run(self):
+            while not self.cancelled.wait(0.1):
+                if path.exists() and path.read_text():
+                    self.function()
+                    return
+
+        def cancel(self):
+            self.cancelled.set()
+    return unittest.mock.patch.object(gpu_check.threading, "Timer", Timer)
+
+
+class Runs(unittest.TestCase):
+    """Runs the program in a folder of its own."""
+
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -58,6 +81,8 @@ class Stages(unittest.TestCase):
         signal.signal(signal.SIGTERM, handler)
         return code, output.getvalue(), {path.stem: json.loads(path.read_text()) for path in self.out.glob("*.json")}
 
+
+class Stages(Runs):
     def test_passes(self):
         code, output, results = self.run_main(fake("one", "print('{\"a\": 1}'); print('no JSON'); print('{\"a\": 2}')"))
         self.assertEqual(code, 0)
@@ -78,22 +103,7 @@ class Stages(unittest.TestCase):
         child = self.out / "child"
         program = (f"import subprocess, time; print('{{\"a\": 1}}'); p = subprocess.Popen(['sleep', '600']); "
                    f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(600)")
-
-        class Timer(threading.Thread):
-            """Its time is over when the child runs."""
-
-            def __init__(self, _, function):
-                super().__init__()
-                self.function = function
-
-            def run(self):
-                while not child.exists() or not child.read_text():
-                    time.sleep(0.1)
-                self.function()
-
-            def cancel(self):
-                pass
-        with unittest.mock.patch.object(gpu_check.threading, "Timer", Timer):
+        with time_is_over_with(child):
             code, _, results = self.run_main(fake("slow", program))
         self.assertEqual(code, 1)
         self.assertIn("not done after", results["slow"]["reason"])
@@ -112,6 +122,17 @@ class Stages(unittest.TestCase):
         self.assertEqual(code, 1)
         self.assertRegex(results["first"]["reason"], "not done after|no time left")
         self.assertEqual(results["second"]["reason"], "no time left")
+
+    def test_stage_may_use_what_earlier_ones_left(self):
+        limits = []
+
+        def run(check, result):
+            limits.append(round(check.deadline - time.monotonic()))
+        self.run_main(gpu_check.Stage("first", 30, "", run), gpu_check.Stage("second", 10, "", run))
+        self.assertEqual(limits, [30, 40])
+
+    def test_the_stages_fit_the_time(self):
+        self.assertLessEqual(sum(stage.limit_s for stage in gpu_check.STAGES if stage.name != "build"), 530)
 
     def test_stage_that_cannot_run_is_skipped(self):
         def run(check, result):
@@ -162,6 +183,89 @@ class Stages(unittest.TestCase):
             with self.assertRaises(SystemExit) as exit, contextlib.redirect_stderr(io.StringIO()):
                 self.run_main(*gpu_check.STAGES, arguments=arguments)
             self.assertEqual(exit.exception.code, 2)
+
+
+BINARIES = Path(os.environ.get("LACUNA_BINARY_DIR", "/nonexistent"))
+
+
+@unittest.skipUnless((BINARIES / "tests/gpu_benchmark_emulated").exists() and (BINARIES / "bin/train_step_benchmark").exists(),
+                     "needs the benchmarks of a build, one of them emulated")
+class StandIns(Runs):
+    """The stages themselves: kernels and tests emulated, small models on the CPU in place of the paper's."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.build = Path(folder.name)
+        self.program("bin/gpu_benchmark", f"exec {BINARIES}/tests/gpu_benchmark_emulated --small \"$@\"")
+        self.program("bin/enwik8", "[ $1 = --version ] && echo stand-in || echo 'test: 2.9000 bits per byte over 9 bytes'")
+        self.program("bin/train_step_benchmark", f"""
+            preset=${{@: -1}}
+            for argument in "${{@:1:$#-1}}"; do
+              case $argument in
+                --device=cuda) arguments+=(--device=cpu) ;;
+                --dtype=*) arguments+=(--dtype=f32) ;;
+                --seconds=*) arguments+=(--seconds=0) ;;
+                --runs=*) arguments+=(--runs=2) ;;
+                *) arguments+=("$argument") ;;
+              esac
+            done
+            {BINARIES}/bin/train_step_benchmark "${{arguments[@]}}" enwik8/laptop | sed "s,enwik8/laptop,$preset," """)
+        self.program("tests/ops_gpu_test", "echo '[doctest] Status: SUCCESS!'")
+
+    def program(self, name, script):
+        path = self.build / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/usr/bin/env bash\nset -eo pipefail\n{script}\n")
+        path.chmod(0o755)
+
+    def run_stages(self, *names):
+        return self.run_main(*gpu_check.STAGES,
+                             arguments=["--build", str(self.build), *(word for name in names for word in ("--stage", name))])
+
+    def test_device_tests_and_kernels(self):
+        code, output, results = self.run_stages("device", "tests", "kernels")
+        self.assertEqual(code, 0, output)
+        self.assertEqual(results["device"]["machine"]["device"], "emulated GPU")
+        self.assertEqual([row["passed"] for row in results["tests"]["rows"]], [True])
+        goals = {f"{name}/{which}" for name in gpu_results.KERNEL_GOALS for which in ("forward", "backward")}
+        self.assertEqual((goals | set(gpu_results.TRAFFIC_GOALS)) - {row["name"] for row in results["kernels"]["rows"]}, set())
+        self.assertRegex(output, r"attention/dense-width-64/forward .* 270 +420")
+
+    def test_training_text_and_sampling(self):
+        code, output, results = self.run_stages("device", "training", "text", "sampling")
+        self.assertEqual(code, 0, output)
+        self.assertEqual([row["name"] for row in results["training"]["rows"]], list(gpu_results.TRAINING))
+        for row in results["training"]["rows"]:
+            self.assertEqual(row["tokens_per_s"], 1e3 * row["tokens"] / row["median_ms"])
+        self.assertEqual([row["preset"] for row in results["training"]["table_2"]], list(gpu_results.TABLE_2))
+        self.assertEqual([row["positions"] for row in results["sampling"]["rows"]], [1, 1])  # no time for more
+        self.assertRegex(output, r"sampling: cifar10/cifar10-59m-strided .* by 1 of 256 positions")
+
+    def test_pytorch(self):
+        rival, hangs = self.build / "rival.py", self.build / "hangs"
+        rival.write_text(f"""
+import json, sys, time
+print(json.dumps({{"pytorch": "2", "attention_kernel": "none", "loss_nats": 9.0}}))
+if "natural" in sys.argv:  # takes too long
+    open({str(hangs)!r}, "w").write("yes")
+    time.sleep(600)
+print(json.dumps({{"median_ms": 1e9}}))
+""")
+        self.program("python", f"if [ \"$1\" = -c ]; then echo 2; else exec {sys.executable} \"$@\"; fi")
+        with unittest.mock.patch.dict(os.environ, PYTHON=str(self.build / "python")), \
+                unittest.mock.patch.object(gpu_check, "RIVAL", rival), time_is_over_with(hangs):
+            code, output, results = self.run_stages("training", "pytorch")
+        rivals = [name for name, model in gpu_results.TRAINING.items() if model.rival]
+        rows = results["pytorch"]["rows"]
+        self.assertEqual([(row["name"], row["way"]) for row in rows],
+                         [(name, way) for way in ("permuted", "natural") for name in rivals])
+        self.assertEqual(["ours_is_faster" in row for row in rows], [True] * 4 + [False] * 4)
+        self.assertIn("not done after", rows[4]["failed"])
+        self.assertEqual(code, 1)  # by its loss, not by its time
+        self.assertEqual(results["pytorch"]["reason"].count("another function"), len(rivals))
+        self.assertNotIn("not done", results["pytorch"]["reason"])
 
 
 class Batches(unittest.TestCase):
