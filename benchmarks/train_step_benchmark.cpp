@@ -8,8 +8,8 @@
 // A NAME is one of kRivals or a preset, as enwik8/laptop or imagenet64/imagenet64-152m; presets run one micro-batch.
 // A step is that of the programs: on a GPU one CUDA graph, whose loss is read while the next step runs.
 // Every case has a process of its own, so that its resident memory is its own, and prints the best and the median of
-// many short steps. After the case `rival`, PyTorch trains the weights and tokens that it ended with: both print their
-// loss on them (on the CPU; scripts/gpu_check has its rivals of a GPU). Its attention is dense under the mask: a
+// many short steps. After the case `rival`, PyTorch trains weights and tokens that it leaves: both print their loss on
+// them (on the CPU; scripts/gpu_check has its rivals of a GPU). Its attention is dense under the mask: a
 // softmax between two products, scaled_dot_product_attention, and that through torch.compile. "elsewhere" is the time
 // that other processes took of the CPUs meanwhile: above a few percent the row says more about them.
 
@@ -24,6 +24,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -36,6 +37,7 @@
 
 #include "core/archive.h"
 #include "core/file.h"
+#include "core/parallel.h"
 #include "core/rng.h"
 #include "experiments/device_step.h"
 #include "experiments/environment.h"
@@ -127,8 +129,30 @@ bool recomputes(const Case& c, const Options& options, DType dtype, Device devic
   return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}) > gpu::properties(device).memory_bytes / 10 * 9;
 }
 
+/// Random weights with which every part of the model shows in its logits: after so few steps attention hardly does.
+void enliven(const Parameters& parameters) {
+  const Rng rng(2, RandomPurpose::test);
+  int64_t index = 0;
+  for (const Parameters::Entry& entry : parameters.entries()) {
+    const Tensor values = clone(to_device(entry.variable.value(), kCpu));
+    const bool matrix = entry.shape.rank() == 2;
+    const float kept = matrix ? 0.0f : 1.0f,
+                std = matrix ? 1.0f / std::sqrt(static_cast<float>(entry.shape.dim(1))) : 0.1f;
+    float* const x = values.data<float>();
+    parallel_for(values.numel(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        x[i] = kept * x[i] + std * static_cast<float>(rng.normal({.op = index}, i));
+    });
+    copy(values, entry.variable.value());
+    ++index;
+  }
+}
+
+/// Weights and tokens, and the logits of the first sequence.
 void write_model(const fs::path& folder, const SparseTransformer& model, const Tensor& tokens) {
   fs::create_directories(folder);
+  const Tensor logits = model(to_device(tokens.slice(0, 1), model.parameters().values().device()), {}).value();
+  write_archive(folder / "logits.safetensors", {{"logits", to_device(to_dtype(logits, DType::f32), kCpu)}}, {});
   std::vector<NamedTensor> weights;
   for (const Parameters::Entry& entry : model.parameters().entries())
     weights.push_back({entry.name, to_device(entry.variable.value(), kCpu)});
@@ -219,6 +243,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
 
   const Tensor tokens = tokens_of(text, /*step=*/0, shape);
   const GradientMode off(false);
+  if (!weights.empty()) enliven(parameters);
   const double loss_nats = item(model.loss(to_device(tokens, device), {}).value());
   times_ms.erase(times_ms.begin(), times_ms.begin() + warm_up);
   std::sort(times_ms.begin(), times_ms.end());
@@ -418,7 +443,7 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"products", "sdpa", "compile"}))
       ->delimiter(',')
       ->allow_extra_args(false);
-  app.add_option("--weights", options.weights, "folder to keep the weights and tokens of the last case in");
+  app.add_option("--weights", options.weights, "folder for weights, tokens and logits of the last case, for comparison");
   app.add_option("--device", options.device, "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();

@@ -7,7 +7,9 @@
 #include <ctime>
 #include <fstream>
 
+#include "core/cuda/blas.h"
 #include "core/cuda/runtime.h"
+#include "core/dispatch.h"
 #include "core/error.h"
 #include "experiments/parse.h"
 
@@ -35,22 +37,25 @@ std::string cpu_description() {
   return concat(model, ", ", threads(), threads() == 1 ? " thread" : " threads");
 }
 
-Device choose_device(const std::string& name, DType dtype) {
-  if (name == "cpu") return kCpu;
-  const bool computes = dtype != DType::f64;
-  if (name == "cuda") {
-    check(gpu::device_count() > 0, "--device cuda: ", gpu::why_no_device(), "; use --device auto or cpu");
-    gpu::check_usable(kCuda);
-    check(computes, "--device cuda: a GPU computes in f32, bf16 and f16, got --dtype ", dtype, "; use --device cpu");
-    return kCuda;
-  }
-  if (gpu::device_count() == 0 || !computes) return kCpu;
+std::string why_no_gpu(DType dtype) {
+  if (gpu::device_count() == 0) return gpu::why_no_device();
+  if (dtype == DType::f64) return concat("a GPU computes in f32, bf16 and f16, not in ", dtype);
   try {
     gpu::check_usable(kCuda);
-  } catch (const Error&) {
-    return kCpu;
+#if LACUNA_HAS_CUDA
+    gpu::check_products(kCuda);
+#endif
+  } catch (const Error& error) {
+    return error.what();
   }
-  return kCuda;
+  return "";
+}
+
+Device choose_device(const std::string& name, DType dtype) {
+  if (name == "cpu") return kCpu;
+  const std::string problem = why_no_gpu(dtype);
+  check(name == "auto" || problem.empty(), "--device ", name, ": ", problem, "; use --device auto or cpu");
+  return problem.empty() ? kCuda : kCpu;
 }
 
 std::string describe(Device device) {

@@ -17,8 +17,11 @@ std::string host_name();
 /// The processor's name and number of threads that OpenMP uses: "AMD EPYC 9654, 2 threads".
 std::string cpu_description();
 
-/// The device that --device names: cpu, cuda, or auto, which is a GPU when there is one that can be used and that
-/// computes in `dtype`. Throws Error with the reason on one line when cuda is asked for and cannot be had.
+/// Why no GPU can compute in `dtype` here, on one line; "" if one can.
+std::string why_no_gpu(DType dtype);
+
+/// The device that --device names: cpu, cuda, or auto, which is a GPU when one can compute in `dtype`. Throws Error with
+/// the reason on one line when cuda is asked for and cannot be had.
 Device choose_device(const std::string& name, DType dtype);
 
 /// "cpu: AMD EPYC 9654, 2 threads", "cuda:0: NVIDIA H200, 141 GiB (CUDA runtime 13.0, driver 13.0)".

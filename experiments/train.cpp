@@ -199,7 +199,9 @@ class Trainer {
   }
 
   void announce(const fs::path& checkpoint, const RunState& saved) {
-    console_.print(concat(version(), " on ", host_name(), "; ", describe(device_)));
+    const bool refused = options_.device == "auto" && device_ == kCpu;  // when there may be a GPU that should be used
+    console_.print(concat(version(), " on ", host_name(), "; ", describe(device_),
+                          refused ? concat(" (no GPU: ", why_no_gpu(train_.dtype), ")") : ""));
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
     console_.print(

@@ -10,9 +10,10 @@ Its attention computes no masked-out tiles, in one of two ways:
               scaled_dot_product_attention, summaries gathered into a short list of keys; copies are part of the time
 
 Dense attention is scaled_dot_product_attention in both, with the first of cuDNN, FlashAttention and the memory-efficient
-kernel that can compute it. Prints the loss of the weights, then the time of a step: forward, backward, clipping to norm 1
-and fused AdamW. Blocks are kept for backward, or recomputed if memory does not do. --device cpu --eager computes
-the same in small, for checking with --expected (tests/golden). Exits 1 with the reason when something cannot be done.
+kernel that can compute it. Prints the loss of the weights, with --logits how far its logits are from ours, then the time
+of a step: forward, backward, clipping to norm 1 and fused AdamW. Blocks are kept for backward, or recomputed if memory
+does not do. --device cpu --eager computes the same in small, for checking with --expected (tests/golden). Exits 1 with
+the reason when something cannot be done.
 """
 
 import argparse
@@ -231,13 +232,17 @@ def measure(config, weights, tokens, args, dtype, recompute, result):
     backend = choose_backend(attends, config, args, dtype)
     names = dict.fromkeys(attend.name for attend in attends)
     result["attention_kernel"] = f"{args.way}: {', '.join(names)}" + (f" by {backend}" if backend else "")
-    model = train_step.SparseTransformer(config, recompute, attends, dtype)
+    with torch.device(args.device):
+        model = train_step.SparseTransformer(config, recompute, attends, dtype)
     model.load_state_dict(weights)  # every name and shape must agree
-    model.to(args.device)
     model.eval()
     with torch.no_grad():
         losses = [float(loss_of(model(one), one)) for one in tokens.split(1)]
     result["loss_nats"] = statistics.fmean(losses)
+    if args.logits:
+        with torch.no_grad():
+            ours, theirs = train_step.read_safetensors(args.logits)[0]["logits"], model(tokens[:1]).float().cpu()
+        result["logits_difference"] = float((theirs - ours).square().mean().sqrt() / ours.square().mean().sqrt())
     if args.expected:
         difference, name = largest_difference(model, tokens, train_step.read_safetensors(args.expected)[0])
         result.update(difference=difference, difference_in=name)
@@ -264,11 +269,15 @@ def main():
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["bf16", "f32", "f64"], default="bf16", help="of activations")
     parser.add_argument("--eager", action="store_true", help="compile nothing, dense under masks")
+    parser.add_argument("--logits", help="safetensors with ours of the first sequence, to compare with")
     parser.add_argument("--expected", help="safetensors with loss, logits and gradients to compare with")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("gpu_train_step.py: PyTorch sees no GPU")
-    torch._dynamo.config.recompile_limit = 64
+    for name in ("recompile_limit", "cache_size_limit"):  # before PyTorch 2.6 it had the second name
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, 64)
+            break
 
     weights, meta = train_step.read_safetensors(args.weights)
     config = train_step.config_of(meta)

@@ -260,6 +260,11 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& product)
   return true;
 }
 
+void check_products(Device device) {
+  const std::lock_guard lock(g_mutex);
+  handle_of(device);
+}
+
 std::string matrix_product_choices(Device device) {
   const std::lock_guard lock(g_mutex);
   std::string text = heading(device) + "\n";

@@ -26,6 +26,9 @@ struct MatrixProduct {
 /// for a shape one line on standard error says so.
 bool matrix_product(Stream stream, const char* op, const MatrixProduct& product);
 
+/// Throws Error with the reason on one line unless the library is there and starts on this device.
+void check_products(Device device);
+
 /// The library in use, "cuBLASLt 13.0.2", and the algorithms chosen so far, a line each. Choices that are taken over before
 /// the first product make a resumed run compute what the first one did; those of another library version or GPU are
 /// not taken over, and the answer says so ("" if all is well).

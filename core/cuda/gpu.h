@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "core/device.h"
@@ -124,14 +125,14 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-[[noreturn]] inline void fail_launch(const void* kernel, const char* what, cudaError_t status) {
+[[noreturn]] inline void fail_launch(const void* kernel, const std::string& what, cudaError_t status) {
   const char* name = nullptr;
   if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = "a kernel";
   fail(name, ": ", what, ": ", cudaGetErrorString(status));
 }
 
-/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws Error, naming the kernel, when the
-/// driver refuses it.
+/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws Error, naming the kernel and these sizes,
+/// when the driver refuses it.
 template <class... Parameters>
 void launch(Stream stream, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             std::type_identity_t<Parameters>... args) {
@@ -139,12 +140,16 @@ void launch(Stream stream, void (*kernel)(Parameters...), dim3 grid, dim3 block,
   if (shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
     const cudaError_t status =
         cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) fail_launch(function, concat(shared_bytes, " bytes of shared memory").c_str(), status);
+    if (status != cudaSuccess) fail_launch(function, concat(shared_bytes, " bytes of shared memory"), status);
   }
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))..., nullptr};
   const cudaError_t status =
       cudaLaunchKernel(function, grid, block, pointers, shared_bytes, static_cast<cudaStream_t>(stream.native));
-  if (status != cudaSuccess) fail_launch(function, "the launch failed", status);
+  if (status != cudaSuccess)
+    fail_launch(function,
+                concat("launch of ", grid.x, " x ", grid.y, " x ", grid.z, " blocks of ", block.x * block.y * block.z,
+                       " threads with ", shared_bytes, " bytes of shared memory"),
+                status);
 }
 
 }  // namespace lacuna::gpu

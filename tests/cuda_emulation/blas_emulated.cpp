@@ -66,6 +66,7 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& p) {
   return true;
 }
 
+void check_products(Device) {}
 std::string matrix_product_choices(Device) { return "emulated products\n"; }
 std::string take_over_choices(Device, const std::string&) { return ""; }
 

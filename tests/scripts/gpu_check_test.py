@@ -247,7 +247,8 @@ class StandIns(Runs):
         rival, hangs = self.build / "rival.py", self.build / "hangs"
         rival.write_text(f"""
 import json, sys, time
-print(json.dumps({{"pytorch": "2", "attention_kernel": "none", "loss_nats": 9.0}}))
+other = "cifar10-59m-strided" in " ".join(sys.argv)  # another function
+print(json.dumps({{"pytorch": "2", "attention_kernel": "none", "logits_difference": 0.7 if other else 0.01}}))
 if "natural" in sys.argv:  # takes too long
     open({str(hangs)!r}, "w").write("yes")
     time.sleep(600)
@@ -261,11 +262,10 @@ print(json.dumps({{"median_ms": 1e9}}))
         rows = results["pytorch"]["rows"]
         self.assertEqual([(row["name"], row["way"]) for row in rows],
                          [(name, way) for way in ("permuted", "natural") for name in rivals])
-        self.assertEqual(["ours_is_faster" in row for row in rows], [True] * 4 + [False] * 4)
+        self.assertEqual(["ours_is_faster" in row for row in rows], [False, True, True, True] + [False] * 4)
         self.assertIn("not done after", rows[4]["failed"])
-        self.assertEqual(code, 1)  # by its loss, not by its time
-        self.assertEqual(results["pytorch"]["reason"].count("another function"), len(rivals))
-        self.assertNotIn("not done", results["pytorch"]["reason"])
+        self.assertEqual(code, 1)  # by logits, not by time
+        self.assertRegex(results["pytorch"]["reason"], "^cifar10/cifar10-59m-strided permuted: another function: [^;]*$")
 
 
 class Batches(unittest.TestCase):
