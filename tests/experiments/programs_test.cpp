@@ -112,6 +112,7 @@ TEST_CASE("train: a run leaves what the documentation promises, and eval and sam
   write_text(folder);
   const fs::path out = folder.path() / "out";
   const Outcome first = run(tiny_train(folder, "out"));
+  if (gpu::device_count() == 0) CHECK(contains(first.out, "(no GPU: " + gpu::why_no_device() + ")"));
   CAPTURE(first.out);
   CAPTURE(first.err);
   REQUIRE(first.code == 0);
