@@ -270,8 +270,8 @@ std::string matrix_product_choices(Device device) {
   std::string text = heading(device) + "\n";
   for (const auto& [key, algorithm] : handle_of(device).algorithms) {
     for (const int64_t number : key) text += concat(number, ' ');
-    const auto* const words = algorithm.data;
-    for (const uint64_t word : algorithm.data) text += concat(word, &word == &words[7] ? "\n" : " ");
+    for (const uint64_t word : algorithm.data) text += concat(word, ' ');
+    text.back() = '\n';
   }
   return text;
 }

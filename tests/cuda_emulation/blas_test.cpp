@@ -79,8 +79,13 @@ TEST_CASE("matrix_product: an algorithm is chosen once for a shape and alignment
   const std::string choices = gpu::matrix_product_choices(kCuda);
   CHECK(choices.starts_with("cuBLASLt 1 on emulated GPU sm_90\n"));
   CHECK(choices.find("\n9 6 8 0 0 ") != std::string::npos);
+  CHECK(choices.find("\n10 6 8 0 0 ") != std::string::npos);
   CHECK(gpu::take_over_choices(kCuda, choices) == "");
   CHECK(gpu::matrix_product_choices(kCuda) == choices);
+  std::string others = choices;  // every choice another one
+  for (size_t end = others.find('\n'); (end = others.find('\n', end + 1)) != std::string::npos;) ++others[end - 1];
+  CHECK(gpu::take_over_choices(kCuda, others) == "");
+  CHECK(gpu::matrix_product_choices(kCuda) == others);
   multiply(10, 0);
   CHECK(algorithms_chosen() == before + 2);
   CHECK(gpu::take_over_choices(kCuda, "cuBLASLt 2 on emulated GPU sm_90\n").starts_with("matrix products may differ"));
