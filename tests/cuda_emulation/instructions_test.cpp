@@ -154,11 +154,24 @@ TEST_CASE("gpu.h: pack rounds to nearest even, the first number in the low half"
   CHECK(out[1] == -3.0f);
   CHECK(out[2] == 1.0f);
   CHECK(out[3] == 65504.0f);
-  CHECK(out[4] == 8.0f);
+  CHECK(std::abs(out[4] - 8.0f) <= 2 * 0x1p-20f);
   CHECK(out[5] == 0.0f);
 }
 
 #ifndef __CUDACC__
+TEST_CASE("emulator: exp2_approx is wrong by up to 2 ulp") {
+  double furthest = 0.0;
+  for (float x = -3.0f; x < 0.0f; x += 0.01f) {
+    const double exact = std::exp2(static_cast<double>(x)), ulp = std::ldexp(1.0, std::ilogb(exact) - 23);
+    furthest = std::max(furthest, std::abs(gpu::exp2_approx(x) - exact) / ulp);
+  }
+  CHECK(furthest > 1.5);
+  CHECK(furthest <= 2.51);
+  CHECK(gpu::exp2_approx(0.0f) == 1.0f);
+  CHECK(gpu::exp2_approx(-130.0f) == 0.0f);
+  CHECK(gpu::exp2_approx(200.0f) == INFINITY);
+}
+
 TEST_CASE("emulator: what is being copied is NaN until it was waited for") {
   alignas(16) const float x[4] = {1, 2, 3, 4};
   float out[2];
