@@ -102,7 +102,7 @@ __global__ void bucket_sum_kernel(const T* dh, Bucket bucket, int64_t rows, int6
       for (int i = 0; i < listed; ++i) total += to_float(dh[(r0 + list[i]) * d + j]);
       sum[j] = total;
     }
-    __syncthreads();  // before the lists are written again
+    // The lists are written again only behind the next barrier.
   }
 }
 

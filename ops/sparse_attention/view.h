@@ -90,6 +90,9 @@ struct View {
   /// Whether a query meets every position before key_end, up to itself.
   bool prefix() const { return all_positions() && window == kUnbounded && segment == kUnbounded; }
 
+  /// Whether the keys of a group are the positions of its queries.
+  bool queries_are_keys() const { return all_positions() || keys_of_group_0 == queries(0); }
+
   friend bool operator==(const View&, const View&) = default;
 
  private:

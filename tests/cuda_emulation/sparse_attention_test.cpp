@@ -124,6 +124,21 @@ std::vector<Case> column_cases() {
            layer("column(stride=7) | fixed_block(stride=20) + column(stride=3) | fixed_summary(stride=16, c=3)")}};
 }
 
+/// Windows whose backward is one march: within a tile of 128 rows and across, up to the longest, over several segments of
+/// 4 tiles, dilated, cut by segments and ends of keys, in both ways of using shared memory.
+std::vector<Case> sliding_cases() {
+  return {{2, 129, 1, 32, 32, layer("dense")},  // one row more than a column has
+          {1, 385, 2, 64, 64, layer("local(window=129)")},
+          {1, 300, 2, 64, 128, layer("local(window=128) | local(window=17)")},
+          {1, 520, 1, 8, 16, layer("local(window=129)")},    // two segments, the second of 8 rows
+          {1, 1300, 1, 16, 8, layer("local(window=100)")},   // three
+          {1, 700, 1, 40, 64, layer("local(window=1)")},
+          {1, 310, 1, 24, 104, layer("dilated(window=60, dilation=2)")},
+          {1, 290, 1, 16, 16, layer("fixed_block(stride=129)")},
+          {1, 300, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 90, .key_end = 200}}}}},
+          {1, 400, 1, 32, 24, LayerPattern{{{AnyBand{.window = 120, .segment = 250}}}}}};
+}
+
 /// Every kind of pattern and composition, with n across tiles and chunks, and every pair of widths that is compiled.
 std::vector<Case> device_cases() {
   return {{1, 1, 1, 8, 8, layer("dense")},
@@ -163,6 +178,15 @@ TEST_CASE_TEMPLATE("sparse_attention on a GPU: equals dense attention under the 
 
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: short columns equal dense attention under the mask", T, bf16, f16) {
   const std::vector<Case> cases = column_cases();
+  if (kShare > 1 && std::is_same_v<T, f16>) return;
+  for (size_t i = 0; i < cases.size(); i += 1 + kShare / 5) {
+    CAPTURE(to_string(AttentionPattern{{cases[i].pattern}}));
+    CHECK(is_exact<T>(cases[i]));
+  }
+}
+
+TEST_CASE_TEMPLATE("sparse_attention on a GPU: sliding windows equal dense attention under the mask", T, bf16, f16) {
+  const std::vector<Case> cases = sliding_cases();
   if (kShare > 1 && std::is_same_v<T, f16>) return;
   for (size_t i = 0; i < cases.size(); i += 1 + kShare / 5) {
     CAPTURE(to_string(AttentionPattern{{cases[i].pattern}}));
@@ -215,7 +239,7 @@ TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once sh
           doctest::skip(kShare > 10)) {
   const uint64_t before = emulation::counters().bank_conflicts, phases = emulation::counters().ldmatrix_phases;
   for (const auto& [d_qk, d_v] : {std::pair(32, 32), std::pair(64, 64), std::pair(64, 128), std::pair(128, 128)})
-    for (const int64_t n : {100, 130})  // one column, and tiles of 64 rows
+    for (const int64_t n : {100, 129, 130})  // one column, a sliding window, and tiles of 64 rows
       run_on_device<f16>({1, n, 1, d_qk, d_v, layer("dense")});
   CHECK(emulation::counters().ldmatrix_phases > phases);
   CHECK(emulation::counters().bank_conflicts == before);
@@ -362,14 +386,43 @@ TEST_CASE("take_columns: takes the heads that fall apart into short columns, ali
   CHECK(gpu::take_columns(many, gpu::kMaxColumnRows).size() == 2);  // 64 heads fit into one launch
 }
 
+TEST_CASE("take_sliding: takes the heads whose windows reach few rows back, alike ones together") {
+  struct Expected {
+    const char* pattern;
+    int64_t n;
+    bool taken;
+  };
+  for (const Expected& e : std::vector<Expected>{{"local(window=129)", 1000, true},
+                                                 {"local(window=130)", 1000, false},
+                                                 {"dilated(window=129, dilation=3)", 1000, true},
+                                                 {"dilated(window=130, dilation=3)", 1000, false},
+                                                 {"fixed_block(stride=129)", 1000, true},
+                                                 {"fixed_block(stride=130)", 1000, false},
+                                                 {"dense", 129, true},
+                                                 {"dense", 130, false},
+                                                 {"column(stride=8)", 1032, true},
+                                                 {"column(stride=8)", 1033, false},
+                                                 {"local(window=8) + global(n=2)", 1000, false},
+                                                 {"fixed_summary(stride=8, c=2)", 64, false}}) {
+    CAPTURE(e.pattern);
+    AttentionProblem problem{1, e.n, 2, 8, 8, {2, parts_of(layer(e.pattern).heads[0])}};
+    const std::vector<gpu::SlidingTable> tables = gpu::take_sliding(problem);
+    REQUIRE(tables.size() == (e.taken ? 1 : 0));
+    CHECK(problem.heads[1].empty() == e.taken);
+    if (e.taken) CHECK((tables[0].n_heads == 2 && tables[0].heads[0] == 0 && tables[0].heads[1] == 1));
+  }
+}
+
 #if !LACUNA_ON_GPU
-TEST_CASE("sparse_attention on a GPU: forward and backward of short columns are one launch each") {
-  const auto launches = [](int64_t n) {
+TEST_CASE("sparse_attention on a GPU: forward and backward of short columns and of sliding windows are one launch each") {
+  const auto launches = [](int64_t n, int64_t d_qk, const char* pattern) {
     const uint64_t before = emulation::counters().launches;
-    run_on_device<bf16>({1, n, 1, 16, 16, layer("column(stride=1)")});
+    run_on_device<bf16>({1, n, 1, d_qk, 16, layer(pattern)});
     return emulation::counters().launches - before;
   };
-  CHECK(launches(128) == 2);
-  CHECK(launches(129) == 3);  // backward by queries and by keys
+  CHECK(launches(128, 16, "dense") == 2);
+  CHECK(launches(140, 16, "local(window=129)") == 2);
+  CHECK(launches(140, 16, "local(window=130)") == 3);  // backward by queries and by keys
+  CHECK(launches(140, 72, "local(window=9)") == 3);    // too wide
 }
 #endif

@@ -106,9 +106,12 @@ template <class T>
 void backward_with_tiles(Stream stream, AttentionProblem problem, const AttentionCall<T>& call,
                          const AttentionSaved& saved, const AttentionGrads& grads) {
   const std::vector<ColumnTable> columns = take_columns(problem, max_column_rows(stream.device, call.d_qk, call.d_v));
+  std::vector<SlidingTable> sliding;
+  if (sliding_fits(stream.device, call.d_qk, call.d_v)) sliding = take_sliding(problem);
   // First the others, which may clear the gradients of all heads.
   if (!is_empty(problem)) backward_bands_with_tiles(stream, problem, call, saved, grads);
   for (const ColumnTable& table : columns) backward_columns(stream, ColumnLaunch<T>{call, table});
+  for (const SlidingTable& table : sliding) backward_sliding(stream, SlidingLaunch<T>{call, table});
 }
 
 template <class T>

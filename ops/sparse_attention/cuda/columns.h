@@ -65,9 +65,7 @@ struct Columns {
 inline std::optional<Columns> columns_of(const std::vector<Part>& parts, int64_t n, int64_t max_rows) {
   if (parts.size() != 1) return {};
   const View& view = parts.front().view;
-  const Strip& keys = view.keys_of_group_0;
-  const bool all_positions = view.residues == 1 && keys.first == 0 && keys.period == keys.width;
-  if (!all_positions && keys != view.queries(0)) return {};
+  if (!view.queries_are_keys()) return {};
   if (view.segment < view.residues) return {};  // most columns would be empty
   const int64_t rows = (std::min(n, view.segment) + view.residues - 1) / view.residues;
   if (rows == 0 || rows > max_rows) return {};

@@ -67,6 +67,24 @@ void check_sizes(const AttentionProblem& problem) {
         " on a GPU, got ", problem.n_heads);
 }
 
+/// Moves the heads for which kind_of(parts) has a value from the call to tables of heads whose `kind` has that value.
+template <class Table, class Kind, class KindOf>
+void take_heads(AttentionProblem& problem, std::vector<Table>& tables, Kind Table::* kind, const KindOf& kind_of) {
+  for (int64_t h = 0; h < problem.n_heads; ++h) {
+    std::vector<Part>& parts = problem.heads[static_cast<size_t>(h)];
+    const std::optional<Kind> found = kind_of(parts);
+    if (!found) continue;
+    auto table = std::find_if(tables.begin(), tables.end(),
+                              [&](const Table& t) { return t.*kind == *found && t.n_heads < kMaxHeads; });
+    if (table == tables.end()) {
+      table = tables.insert(table, Table{});
+      (*table).*kind = *found;
+    }
+    table->heads[table->n_heads++] = static_cast<int16_t>(h);
+    parts.clear();
+  }
+}
+
 }  // namespace
 
 std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, Cut cut, int64_t rows_per_tile) {
@@ -91,16 +109,16 @@ std::vector<std::vector<BandTable>> passes_of(const AttentionProblem& problem, C
 std::vector<ColumnTable> take_columns(AttentionProblem& problem, int64_t max_rows) {
   check_sizes(problem);
   std::vector<ColumnTable> tables;
-  for (int64_t h = 0; h < problem.n_heads; ++h) {
-    std::vector<Part>& parts = problem.heads[static_cast<size_t>(h)];
-    const std::optional<Columns> columns = columns_of(parts, problem.n, max_rows);
-    if (!columns) continue;
-    auto table = std::find_if(tables.begin(), tables.end(),
-                              [&](const ColumnTable& t) { return t.columns == *columns && t.n_heads < kMaxHeads; });
-    if (table == tables.end()) table = tables.insert(table, {*columns, {}, 0});
-    table->heads[table->n_heads++] = static_cast<int16_t>(h);
-    parts.clear();
-  }
+  take_heads(problem, tables, &ColumnTable::columns,
+             [&](const std::vector<Part>& parts) { return columns_of(parts, problem.n, max_rows); });
+  return tables;
+}
+
+std::vector<SlidingTable> take_sliding(AttentionProblem& problem) {
+  check_sizes(problem);
+  std::vector<SlidingTable> tables;
+  take_heads(problem, tables, &SlidingTable::view,
+             [&](const std::vector<Part>& parts) { return sliding_view_of(parts, problem.n); });
   return tables;
 }
 

@@ -6,6 +6,7 @@
 
 #include "ops/sparse_attention/cuda/bands.h"
 #include "ops/sparse_attention/cuda/columns.h"
+#include "ops/sparse_attention/cuda/sliding.h"
 
 namespace lacuna {
 struct AttentionProblem;
@@ -58,6 +59,16 @@ struct ColumnTable {
 /// Throws as passes_of does.
 std::vector<ColumnTable> take_columns(AttentionProblem& problem, int64_t max_rows);
 
+/// Heads of one launch with the same sliding window.
+struct SlidingTable {
+  View view;
+  int16_t heads[kMaxHeads];
+  int n_heads = 0;
+};
+
+/// Takes the heads that sliding_view_of() knows out of a call: they have no parts any more.
+std::vector<SlidingTable> take_sliding(AttentionProblem& problem);
+
 /// Numbers [batch, n, n_heads, width] by strides in elements; the width is dense.
 template <class T>
 struct HeadRows {
@@ -91,6 +102,14 @@ struct BandLaunch : AttentionCall<T> {
 template <class T>
 struct ColumnLaunch : AttentionCall<T> {
   ColumnTable table;
+};
+
+/// A launch for the windows of `table`.
+template <class T>
+struct SlidingLaunch : AttentionCall<T> {
+  SlidingTable table;
+  int64_t segment = 0;  // tiles of rows that a block owns
+  bool ahead = false;   // whether there is room to bring the next tiles a whole tile's work ahead
 };
 
 }  // namespace lacuna::gpu

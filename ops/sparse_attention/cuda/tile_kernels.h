@@ -54,4 +54,10 @@ template <class T>
 void backward_columns(Stream stream, const ColumnLaunch<T>& call);
 int64_t max_column_rows(Device device, int d_qk, int d_v);
 
+/// All gradients in one launch, of heads with sliding windows, where a block has the shared memory for them: not with
+/// d_qk over 64.
+template <class T>
+void backward_sliding(Stream stream, const SlidingLaunch<T>& call);
+bool sliding_fits(Device device, int d_qk, int d_v);
+
 }  // namespace lacuna::gpu

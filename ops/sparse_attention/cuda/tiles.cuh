@@ -26,13 +26,14 @@ __device__ __forceinline__ T* chunk_of(T* tile, int r, int c) {
 }
 
 /// Starts to copy elements t, t + 1, ... of `strip`, up to `end`, of rows `stride` apart, to a tile. What lies past the
-/// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8.
-template <int kWidth, class T>
+/// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8. A block has two
+/// threads for every row.
+template <int kWidth, int kRows = kTile, class T>
 __device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width, const Strip& strip,
                                           int64_t t, int64_t end) {
   constexpr int kPieces = kWidth / 8;
 #pragma unroll
-  for (int x = threadIdx.x; x < kTile * kPieces; x += kThreads) {
+  for (int x = threadIdx.x; x < kRows * kPieces; x += 2 * kRows) {
     const int r = x / kPieces, c = x % kPieces;
     const bool inside = t + r < end && c * 8 < width;
     cp_async16(chunk_of<kWidth>(tile, r, c), inside ? rows + strip.position(t + r) * stride + c * 8 : rows, inside);
