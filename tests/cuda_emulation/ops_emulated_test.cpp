@@ -134,9 +134,10 @@ TEST_CASE("gpu: linear, with and without bias, and matmul") {
       expect_right_on_gpu([](const auto& in) { return linear(in[0], in[1], in[2]); }, {x, w, b}, 1, dy, dtype, 10.0);
       expect_right_on_gpu([](const auto& in) { return linear(in[0], in[1]); }, {x, w}, 1, dy, dtype, 10.0);
     }
-  expect_right_on_gpu([](const auto& in) { return matmul(in[0], in[1]); },
-                      {random_tensor({5, 7}, DType::f64, 1), random_tensor({7, 3}, DType::f64, 2)}, 2,
-                      random_tensor({5, 3}, DType::f64, 3), DType::f32, 10.0);
+  for (const DType dtype : kDTypes)
+    expect_right_on_gpu([](const auto& in) { return matmul(in[0], in[1]); },
+                        {random_tensor({5, 7}, DType::f64, 1), random_tensor({7, 3}, DType::f64, 2)}, 2,
+                        random_tensor({5, 3}, DType::f64, 3), dtype, 10.0);
 }
 
 TEST_CASE("gpu: the gradient of a weight is added to its buffer in f32") {
@@ -201,12 +202,15 @@ TEST_CASE("gpu: embedding") {
     const int64_t rows = (n_ctx + 3) / 4;
     const std::vector<Tensor> tables{random_tensor({11, d}, DType::f64, 2), random_tensor({rows, d}, DType::f64, 3),
                                      random_tensor({4, d}, DType::f64, 4), random_tensor({d}, DType::f64, 5)};
-    expect_right_on_gpu(
-        [&](const auto& in) {
-          return embedding(lacuna::to_device(tokens, in[0].device()), in[0], {in[1], in[2]}, in[3]);
-        },
-        tables, 0, random_tensor({batch, n_ctx, d}, DType::f64, 6), DType::f32,
-        1.0 + 0.03 * static_cast<double>(batch * n_ctx));  // a bucket sums up to a quarter of the rows, one by one
+    for (const DType dtype : kDTypes)
+      expect_right_on_gpu(
+          [&](const auto& in) {
+            const Device device = in[0].device();
+            return embedding(lacuna::to_device(tokens, device), in[0], {in[1], in[2]}, in[3],
+                             device == kCpu ? in[0].dtype() : dtype);
+          },
+          tables, 0, random_tensor({batch, n_ctx, d}, DType::f64, 6), dtype,
+          1.0 + 0.03 * static_cast<double>(batch * n_ctx));  // a bucket sums up to a quarter of the rows, one by one
   }
 }
 
