@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -137,9 +138,13 @@ template <class... Parameters>
 void launch(Stream stream, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             std::type_identity_t<Parameters>... args) {
   const auto* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024) {  // more than a kernel gets unasked
-    const cudaError_t status =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (shared_bytes > 0) {
+    constexpr size_t kUnasked = 48 * 1024;  // what a kernel gets, its static variables among them
+    cudaFuncAttributes now{};
+    cudaError_t status = cudaFuncGetAttributes(&now, function);
+    const size_t most = std::max(shared_bytes, static_cast<size_t>(now.maxDynamicSharedSizeBytes));  // never lowered
+    if (status == cudaSuccess && now.sharedSizeBytes + shared_bytes > kUnasked)
+      status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most));
     if (status != cudaSuccess) fail_launch(function, concat(shared_bytes, " bytes of shared memory"), status);
   }
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))..., nullptr};
