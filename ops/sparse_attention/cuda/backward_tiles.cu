@@ -191,12 +191,12 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
   const auto load = [&](int t, int buffer) {
     load_tile<kQk>(q + buffer * kTile * kQk, q_head, call.q.token, call.d_qk, queries, t, end);
     load_tile<kV>(d_o + buffer * kTile * kV, d_o_head, call.d_o.token, call.d_v, queries, t, end);
-    cp_async_commit();
     if (threadIdx.x < kTile) {
       const int64_t i = statistics + queries.position(lesser(t + threadIdx.x, end - 1));
-      exponent[buffer][threadIdx.x] = exponent_of(call.lse[i]);
-      delta[buffer][threadIdx.x] = call.delta[i];
+      cp_async<4>(&exponent[buffer][threadIdx.x], call.lse + i, true);
+      cp_async<4>(&delta[buffer][threadIdx.x], call.delta + i, true);
     }
+    cp_async_commit();
   };
   const float scale = call.scale * kLog2e;
   float dk[kQk / 8][4] = {}, dv[kV / 8][4] = {};
@@ -208,6 +208,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
     } else {
       cp_async_wait<0>();
     }
+    if (threadIdx.x < kTile) exponent[buffer][threadIdx.x] = exponent_of(exponent[buffer][threadIdx.x]);
     __syncthreads();
 
     T* const q_tile = q + buffer * kTile * kQk;

@@ -25,18 +25,24 @@ __device__ __forceinline__ T* chunk_of(T* tile, int r, int c) {
   return tile + r * kWidth + swizzled * 8;
 }
 
+/// strip.position(t) of positions and elements that fit 31 bits: divisions of 64 bits would take most of a load's time.
+__device__ __forceinline__ int64_t position_of(const Strip& strip, uint32_t t) {
+  const auto width = static_cast<uint32_t>(lesser(strip.width, int64_t{1} << 31));
+  return strip.first + t / width * strip.period + t % width;
+}
+
 /// Starts to copy elements t, t + 1, ... of `strip`, up to `end`, of rows `stride` apart, to a tile. What lies past the
 /// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8. A block has two
 /// threads for every row.
 template <int kWidth, int kRows = kTile, class T>
-__device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width, const Strip& strip,
-                                          int64_t t, int64_t end) {
+__device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width, const Strip& strip, int t,
+                                          int end) {
   constexpr int kPieces = kWidth / 8;
-#pragma unroll
-  for (int x = threadIdx.x; x < kRows * kPieces; x += 2 * kRows) {
-    const int r = x / kPieces, c = x % kPieces;
+#pragma unroll 1  // copies do not wait for each other; more would only take registers for addresses
+  for (int i = 0; i < kPieces / 2; ++i) {
+    const int x = static_cast<int>(threadIdx.x) + i * 2 * kRows, r = x / kPieces, c = x % kPieces;
     const bool inside = t + r < end && c * 8 < width;
-    cp_async16(chunk_of<kWidth>(tile, r, c), inside ? rows + strip.position(t + r) * stride + c * 8 : rows, inside);
+    cp_async16(chunk_of<kWidth>(tile, r, c), inside ? rows + position_of(strip, t + r) * stride + c * 8 : rows, inside);
   }
 }
 
@@ -217,8 +223,8 @@ __device__ __forceinline__ void store_rows(const float (&y)[kWidth / 8][4], cons
   __syncwarp();
   constexpr int kPieces = kWidth / 8;
 #pragma unroll
-  for (int x = lane; x < kChunk * kPieces; x += 32) {
-    const int r = x / kPieces, c = x % kPieces;
+  for (int i = 0; i < kChunk * kPieces / 32; ++i) {
+    const int x = lane + i * 32, r = x / kPieces, c = x % kPieces;
     T* const row = row_of(r);
     if (row != nullptr && c * 8 < width)
       *reinterpret_cast<uint4*>(row + c * 8) = *reinterpret_cast<const uint4*>(chunk_of<kWidth>(staging, r, c));
