@@ -97,11 +97,7 @@ __global__ void attention_backward_query_rows(const __grid_constant__ BandLaunch
       if (t + lane < range.end && !skips(bands, p, i, j))
         ds = expf(call.scale * dot(q, k + j * call.k.token, call.d_qk) - lse) *
              (dot(d_o, v + j * call.v.token, call.d_v) - delta);
-      for (int x = 0; x < 32; ++x) {
-        const float ds_x = __shfl_sync(kAllLanes, ds, x);
-        const int64_t j_x = __shfl_sync(kAllLanes, j, x);
-        if (ds_x != 0.0f) add_row(dq, ds_x, k + j_x * call.k.token, call.d_qk);
-      }
+      add_rows(dq, ds, k, j, call.k.token, call.d_qk);
     }
   }
   store_row(dq, call.scale, call.dq.of(row.b, row.h) + i * call.dq.token, call.d_qk);
@@ -140,13 +136,8 @@ __global__ void attention_backward_key_rows(const __grid_constant__ BandLaunch<T
           weight = expf(call.scale * dot(q + i * call.q.token, k, call.d_qk) - call.lse[statistics + i]);
           ds = weight * (dot(d_o + i * call.d_o.token, v, call.d_v) - call.delta[statistics + i]);
         }
-        for (int x = 0; x < 32; ++x) {
-          const float weight_x = __shfl_sync(kAllLanes, weight, x), ds_x = __shfl_sync(kAllLanes, ds, x);
-          const int64_t i_x = __shfl_sync(kAllLanes, i, x);
-          if (weight_x == 0.0f) continue;
-          add_row(dv, weight_x, d_o + i_x * call.d_o.token, call.d_v);
-          add_row(dk, ds_x, q + i_x * call.q.token, call.d_qk);
-        }
+        add_rows(dv, weight, d_o, i, call.d_o.token, call.d_v);
+        add_rows(dk, ds, q, i, call.q.token, call.d_qk);
       }
     });
   }

@@ -14,10 +14,28 @@ __device__ __forceinline__ float dot(const T* a, const T* b, int width) {
   return sum;
 }
 
-/// sum += weight * row, for this lane's numbers: every 32nd.
+/// sum += weight * row of `x`, rows `stride` apart, for those that the 32 lanes bring, in their order, and for this
+/// lane's numbers: every 32nd. Rows of weight 0 add nothing, whatever they hold.
 template <class T>
-__device__ __forceinline__ void add_row(float* sum, float weight, const T* row, int width) {
-  for (int c = threadIdx.x % kWarpSize; c < width; c += kWarpSize) sum[c] += weight * to_float(row[c]);
+__device__ __forceinline__ void add_rows(float* sum, float weight, const T* x, int64_t row, int64_t stride, int width) {
+  constexpr int kAtOnce = 8;  // so many loads are under way together
+  for (int first = 0; first < kWarpSize; first += kAtOnce) {
+    float weights[kAtOnce];
+    const T* rows[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      weights[i] = __shfl_sync(kAllLanes, weight, first + i);
+      rows[i] = x + __shfl_sync(kAllLanes, row, first + i) * stride;
+    }
+    for (int c = threadIdx.x % kWarpSize; c < width; c += kWarpSize) {
+      float values[kAtOnce], total = sum[c];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) values[i] = to_float(rows[i][c]);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) total += weights[i] * (weights[i] != 0.0f ? values[i] : 0.0f);
+      sum[c] = total;
+    }
+  }
 }
 
 __device__ __forceinline__ void clear_row(float* sum, int width) {
@@ -39,11 +57,7 @@ struct RowSoftmax {
     sum = sum * shrink + weight;
     top = largest;
     for (int c = threadIdx.x % kWarpSize; c < width; c += kWarpSize) o[c] *= shrink;
-    for (int x = 0; x < kWarpSize; ++x) {
-      const float weight_x = __shfl_sync(kAllLanes, weight, x);
-      const int64_t row_x = __shfl_sync(kAllLanes, row, x);
-      if (weight_x != 0.0f) add_row(o, weight_x, v + row_x * stride, width);
-    }
+    add_rows(o, weight, v, row, stride, width);
   }
 };
 
