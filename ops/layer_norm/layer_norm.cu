@@ -123,10 +123,11 @@ __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float*
       for (int i = 0; i < kEight; ++i) {
         xhat[i] = (xhat[i] - mu) * inv_std;  // beyond the row v and w are 0, so nothing comes of it
         g[i] = w[i] * v[i];
-        if (!accumulate) continue;
-        dgain[slot(j + i)] += v[i] * xhat[i];
-        dbias[slot(j + i)] += v[i];
       }
+      if (!accumulate) return;
+      const int64_t own = slot(j);  // j is a multiple of 8: slot(j + i) = own + 32 i
+      for (int i = 0; i < kEight; ++i) dgain[own + kWarpSize * i] += v[i] * xhat[i];
+      for (int i = 0; i < kEight; ++i) dbias[own + kWarpSize * i] += v[i];
     };
     for_own_columns(cols, [&](int64_t j) {
       load(j, true);
