@@ -16,28 +16,44 @@ Tensor as_activation(const Tensor& parameter, DType dtype) {
 }
 
 constexpr int kWarps = 4, kRows = 8;  // of a block
+constexpr int64_t kManyRows = 64;     // which keep a GPU busy with a quarter of the blocks
 
 // y = x weight^T + bias for a few rows: the weights are read once for kRows of them.
-//   grid       a block for kWarps outputs (x) of kRows rows (y)
-//   lane       every 32nd product of an output
+//   grid       a block for kWarps times kOutputs outputs (x) of kRows rows (y)
+//   lane       every 32nd product of kOutputs outputs; more of them read x less often, fewer keep more blocks busy
 //   precision  f32; the order of a sum is that of d_in alone
+template <int kOutputs>
 __global__ void linear_rows_kernel(const float* x, const float* weight, const float* bias, int64_t rows, int64_t d_in,
                                    int64_t d_out, float* y) {
   const int lane = threadIdx.x % kWarpSize;
-  const int64_t output = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize, first = int64_t{blockIdx.y} * kRows;
+  const int64_t output = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize) * kOutputs;
+  const int64_t first = int64_t{blockIdx.y} * kRows;
   if (output >= d_out) return;
-  float sum[kRows] = {};
+  const float *x_rows[kRows], *w_rows[kOutputs];  // those past the end are the last: read, and not written
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) x_rows[r] = x + (first + r < rows ? first + r : rows - 1) * d_in;
+#pragma unroll
+  for (int o = 0; o < kOutputs; ++o) w_rows[o] = weight + (output + o < d_out ? output + o : d_out - 1) * d_in;
+  float sum[kOutputs][kRows] = {};
   for (int64_t c = lane; c < d_in; c += kWarpSize) {
-    const float w = weight[output * d_in + c];
+    float w[kOutputs];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r)
-      if (first + r < rows) sum[r] += w * x[(first + r) * d_in + c];
+    for (int o = 0; o < kOutputs; ++o) w[o] = w_rows[o][c];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float x_r = x_rows[r][c];
+#pragma unroll
+      for (int o = 0; o < kOutputs; ++o) sum[o][r] += w[o] * x_r;
+    }
   }
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float total = warp_sum(sum[r]) + (bias != nullptr ? bias[output] : 0.0f);
-    if (lane == 0 && first + r < rows) y[(first + r) * d_out + output] = total;
-  }
+  for (int o = 0; o < kOutputs; ++o)
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const float total = warp_sum(sum[o][r]);
+      if (lane == 0 && output + o < d_out && first + r < rows)
+        y[(first + r) * d_out + output + o] = total + (bias != nullptr ? bias[output + o] : 0.0f);
+    }
 }
 
 }  // namespace
@@ -45,9 +61,16 @@ __global__ void linear_rows_kernel(const float* x, const float* weight, const fl
 void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
   const int64_t rows = x.dim(0), d_out = y.dim(1);
   if (y.numel() == 0) return;
-  const dim3 grid(grid_of(ceil_div(d_out, kWarps), "linear_rows"), static_cast<unsigned>(ceil_div(rows, kRows)));
-  launch(stream, linear_rows_kernel, grid, dim3(kWarps * kWarpSize), 0, data<float>(x), data<float>(weight),
-         bias.defined() ? data<float>(bias) : nullptr, rows, x.dim(1), d_out, data<float>(y));
+  const auto run = [&]<int kOutputs>() {
+    const dim3 grid(grid_of(ceil_div(d_out, kWarps * kOutputs), "linear_rows"),
+                    static_cast<unsigned>(ceil_div(rows, kRows)));
+    launch(stream, linear_rows_kernel<kOutputs>, grid, dim3(kWarps * kWarpSize), 0, data<float>(x), data<float>(weight),
+           bias.defined() ? data<float>(bias) : nullptr, rows, x.dim(1), d_out, data<float>(y));
+  };
+  if (rows >= kManyRows)
+    run.template operator()<4>();
+  else
+    run.template operator()<1>();
 }
 
 void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool transpose_b, const Tensor& b, double beta,
