@@ -80,12 +80,21 @@ else()
   set(LACUNA_CUDA ON)
 endif()
 
-# lacuna_gpu_sources(<target> <file>...): what `target` gains with a GPU. The emulated tests compile the same files for
-# the host, so they are kept in its property LACUNA_GPU_SOURCES in every build.
+# lacuna_gpu_sources(<target> [AS_ONE] <file>...): what `target` gains with a GPU. The emulated tests compile the same files
+# for the host, so they are kept in its property LACUNA_GPU_SOURCES in every build. With AS_ONE nvcc compiles all of them
+# at once: most of the time that a small file takes goes to headers, three times over.
 function(lacuna_gpu_sources target)
-  list(TRANSFORM ARGN PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/" OUTPUT_VARIABLE sources)
+  cmake_parse_arguments(GPU "AS_ONE" "" "" ${ARGN})
+  list(TRANSFORM GPU_UNPARSED_ARGUMENTS PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/" OUTPUT_VARIABLE sources)
   set_property(TARGET ${target} APPEND PROPERTY LACUNA_GPU_SOURCES ${sources})
-  if(LACUNA_CUDA)
-    target_sources(${target} PRIVATE ${sources})
+  if(NOT LACUNA_CUDA)
+    return()
   endif()
+  if(GPU_AS_ONE)
+    list(TRANSFORM sources REPLACE "(.+)" "#include \"\\1\"\n" OUTPUT_VARIABLE includes)
+    list(JOIN includes "" includes)
+    set(sources "${CMAKE_CURRENT_BINARY_DIR}/${target}_kernels.cu")
+    file(CONFIGURE OUTPUT "${sources}" CONTENT "${includes}" @ONLY)
+  endif()
+  target_sources(${target} PRIVATE ${sources})
 endfunction()

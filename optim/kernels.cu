@@ -5,8 +5,6 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kThreads = 256;
-
 // What a thread of adam_kernel needs, rounded once on the host.
 struct Constants {
   float eps, beta1, beta2, rest1, rest2, rate, v_factor, decay, ema_rest;
@@ -14,7 +12,7 @@ struct Constants {
 
 // Unscale, clip, Adam, average, round: one pass over all parameters.
 //   grid       a block for each piece
-//   thread     eight neighbouring elements out of every 8 kThreads of the piece
+//   thread     eight neighbouring elements out of every 8 kBlockThreads of the piece
 //   precision  f32; values rounded to R (bf16, f16) once on store
 //   requires   pieces begin at multiples of 8 elements
 template <class R>
@@ -25,7 +23,7 @@ __global__ void adam_kernel(AdamFactors factors, Constants c, const double* sum_
   const float scale = static_cast<float>(clipped);
   const int64_t begin = pieces[3 * int64_t{blockIdx.x}], count = pieces[3 * int64_t{blockIdx.x} + 1];
   const float decay = pieces[3 * int64_t{blockIdx.x} + 2] ? c.decay : 0.0f;
-  for (int64_t i = int64_t{threadIdx.x} * kEight; i < count; i += kThreads * kEight) {
+  for (int64_t i = int64_t{threadIdx.x} * kEight; i < count; i += kBlockThreads * kEight) {
     const int64_t at = begin + i, left = count - i;
     float gs[kEight], ps[kEight], ms[kEight], vs[kEight];
     load_eight(g + at, left, true, gs);
@@ -83,7 +81,7 @@ void adam_update(Stream stream, const AdamFactors& f, const AdamBuffers& b) {
                             narrow(f.lr * f.weight_decay),
                             narrow(1.0 - f.ema_decay)};
   dispatch_float(b.rounded.defined() ? b.rounded.dtype() : DType::f32, "adam", [&]<class R>() {
-    launch(stream, adam_kernel<R>, dim3(grid_of(b.pieces.dim(0), "adam")), dim3(kThreads), 0, f, constants,
+    launch(stream, adam_kernel<R>, dim3(grid_of(b.pieces.dim(0), "adam")), dim3(kBlockThreads), 0, f, constants,
            b.sum_of_squares.defined() ? data<double>(b.sum_of_squares) : nullptr, data<int64_t>(b.pieces),
            data<float>(b.gradients), data<float>(b.values), data<float>(b.exp_avg), data<float>(b.exp_avg_sq),
            data_or_null(b.average), b.rounded.defined() ? data<R>(b.rounded) : nullptr);
@@ -101,7 +99,7 @@ void average_update(Stream stream, double decay, const Tensor& x, const Tensor& 
 
 void exchange(Stream stream, const Tensor& a, const Tensor& b) {
   if (a.numel() == 0) return;
-  launch(stream, exchange_kernel, dim3(grid_of(ceil_div(a.numel(), kThreads), "ema")), dim3(kThreads), 0, a.numel(),
+  launch(stream, exchange_kernel, dim3(grid_of(ceil_div(a.numel(), kBlockThreads), "ema")), dim3(kBlockThreads), 0, a.numel(),
          data<float>(a), data<float>(b));
 }
 

@@ -14,6 +14,8 @@
 namespace lacuna::gpu {
 
 inline constexpr int kWarpSize = 32;
+inline constexpr int kBlockThreads = 256;  // where nothing speaks for another size
+inline constexpr int kRowWarps = 4;        // of a block whose warps have a row each
 
 // --- Host: tensors as the device sees them
 

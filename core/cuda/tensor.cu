@@ -6,8 +6,6 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kThreads = 256;
-
 // x[i] = element.   thread: one element
 template <class T>
 __global__ void fill_kernel(T element, int64_t count, T* x) {
@@ -30,7 +28,7 @@ template <class T>
 void fill_with(Stream stream, void* data, int64_t count, const void* element) {
   T bits;
   std::memcpy(&bits, element, sizeof(T));
-  launch(stream, fill_kernel<T>, dim3(grid_of(ceil_div(count, kThreads), "fill")), dim3(kThreads), 0, bits, count,
+  launch(stream, fill_kernel<T>, dim3(grid_of(ceil_div(count, kBlockThreads), "fill")), dim3(kBlockThreads), 0, bits, count,
          static_cast<T*>(data));
 }
 
@@ -56,7 +54,7 @@ void fill(Stream stream, void* data, int64_t count, const void* element, int64_t
 void convert(Stream stream, const Tensor& from, const Tensor& to) {
   if (from.numel() == 0) return;
   const auto run = [&]<class From, class To>() {
-    launch(stream, convert_kernel<From, To>, dim3(grid_of(ceil_div(from.numel(), kThreads), "copy")), dim3(kThreads), 0,
+    launch(stream, convert_kernel<From, To>, dim3(grid_of(ceil_div(from.numel(), kBlockThreads), "copy")), dim3(kBlockThreads), 0,
            data<From>(from), from.numel(), data<To>(to));
   };
   const auto with_target = [&]<class From>() {

@@ -4,7 +4,7 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kThreads = 256;  // as many as there are tokens at most
+constexpr int kTokens = 256;  // as many as there are tokens at most
 
 struct Draw {
   const float* logits;  // [rows, n]
@@ -22,8 +22,8 @@ struct Draw {
 //   thread     a logit; the first one then sums and chooses, in the order that the CPU has too
 //   precision  f64
 __global__ void draw_tokens_kernel(const __grid_constant__ Draw call) {
-  LACUNA_SHARED(float, logits, [kThreads]);
-  LACUNA_SHARED(double, weights, [kThreads]);
+  LACUNA_SHARED(float, logits, [kTokens]);
+  LACUNA_SHARED(double, weights, [kTokens]);
   const int i = static_cast<int>(threadIdx.x);
   const int64_t row = blockIdx.x, t = *call.position - 1;
   if (i < call.n) logits[i] = call.logits[row * call.n + i];
@@ -70,7 +70,7 @@ void draw_tokens(Stream stream, const Tensor& logits, double temperature, const 
                   temperature,
                   rng,
                   static_cast<int>(logits.dim(1))};
-  launch(stream, draw_tokens_kernel, dim3(grid_of(logits.dim(0), "draw_tokens")), dim3(kThreads), 0, call);
+  launch(stream, draw_tokens_kernel, dim3(grid_of(logits.dim(0), "draw_tokens")), dim3(kTokens), 0, call);
 }
 
 }  // namespace lacuna::gpu

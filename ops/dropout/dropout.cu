@@ -3,8 +3,6 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kThreads = 256;
-
 // y = residual + (x scale where the mask keeps it, else 0). x, residual, y [samples, size]; residual may be null.
 //   thread     group g of a sample: its elements 8 g to 8 g + 7, one Philox block
 //   precision  loads T, computes f32, rounds once on store
@@ -34,8 +32,8 @@ void dropout(Stream stream, const Tensor& x, const Tensor& residual, const Dropo
     const T* const presidual = residual.defined() ? data<T>(residual) : nullptr;
     const bool aligned =
         size % kEight == 0 && is_aligned(x.raw(), 16) && is_aligned(presidual, 16) && is_aligned(y.raw(), 16);
-    const int64_t blocks = ceil_div(samples * ceil_div(size, kEight), kThreads);
-    launch(stream, dropout_kernel<T>, dim3(grid_of(blocks, "dropout")), dim3(kThreads), 0, data<T>(x), presidual, mask,
+    const int64_t blocks = ceil_div(samples * ceil_div(size, kEight), kBlockThreads);
+    launch(stream, dropout_kernel<T>, dim3(grid_of(blocks, "dropout")), dim3(kBlockThreads), 0, data<T>(x), presidual, mask,
            static_cast<float>(mask.scale()), samples, size, aligned, data<T>(y));
   });
 }

@@ -4,9 +4,8 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kMaxTables = 8;
-constexpr int64_t kRowsPerChunk = 4096;    // of backward
+constexpr int64_t kChunkRows = 4096;    // of backward
 constexpr int64_t kMaxPartialRows = 4096;  // of all chunks of a table together
 
 // The position tables: digits of a position in the mixed radix of their extents, the last one fastest.
@@ -18,12 +17,12 @@ struct Tables {
 
 // h[b, 0] = start; a token that is not below n_vocab gives NaN. h[b, t] = token[x[b, t - 1]] + sum over tables p of
 // p[coordinate of t - 1]. h [rows, d].
-//   grid    one warp for a row, kThreads / 32 rows a block
+//   grid    one warp for a row, kBlockThreads / 32 rows a block
 //   lane    columns lane, lane + 32, ...
 template <class T>
 __global__ void embedding_forward_kernel(const uint8_t* tokens, const float* token, int64_t n_vocab, Tables tables,
                                          const float* start, int64_t rows, int64_t n_ctx, int64_t d, T* h) {
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.y;
+  const int64_t row = int64_t{blockIdx.x} * (kBlockThreads / kWarpSize) + threadIdx.y;
   if (row >= rows) return;
   const int64_t t = row % n_ctx;
   const bool valid = t == 0 || tokens[row - 1] < n_vocab;
@@ -41,7 +40,7 @@ __global__ void embedding_forward_kernel(const uint8_t* tokens, const float* tok
 __global__ void embedding_at_kernel(const uint8_t* previous, const int64_t* position, const float* token,
                                     int64_t n_vocab, Tables tables, const float* start, int64_t batch, int64_t d,
                                     float* h) {
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.y, t = *position;
+  const int64_t row = int64_t{blockIdx.x} * (kBlockThreads / kWarpSize) + threadIdx.y, t = *position;
   if (row >= batch) return;
   const bool valid = t == 0 || previous[row] < n_vocab;
   const float* const of_token = t == 0 || !valid ? start : token + previous[row] * d;
@@ -68,36 +67,36 @@ struct Bucket {
 
 // partial[chunk, b, :] = the sum of the rows r of dh [rows, d] with bucket(r) = b in [chunk, chunk + 1) rows_per_chunk.
 //   grid       a block for each bucket (x) and chunk (y)
-//   thread     looks at one row of each kThreads to see whether it belongs; then sums columns threadIdx.x, + kThreads,
+//   thread     looks at one row of each kBlockThreads to see whether it belongs; then sums columns threadIdx.x, + kBlockThreads,
 //   ...
 //              of those that do, in their order
-//   shared     the list of the rows of these kThreads that belong
+//   shared     the list of the rows of these kBlockThreads that belong
 //   precision  loads T, accumulates f32
 template <class T>
 __global__ void bucket_sum_kernel(const T* dh, Bucket bucket, int64_t rows, int64_t d, int64_t rows_per_chunk,
                                   float* partial) {
-  LACUNA_SHARED(int, list, [kThreads]);
-  LACUNA_SHARED(int, of_warp, [kThreads / kWarpSize]);
+  LACUNA_SHARED(int, list, [kBlockThreads]);
+  LACUNA_SHARED(int, of_warp, [kBlockThreads / kWarpSize]);
   const int64_t begin = int64_t{blockIdx.y} * rows_per_chunk;
   const int64_t end = begin + rows_per_chunk < rows ? begin + rows_per_chunk : rows;
   float* const sum = partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * d;
-  for (int64_t j = threadIdx.x; j < d; j += kThreads) sum[j] = 0.0f;
+  for (int64_t j = threadIdx.x; j < d; j += kBlockThreads) sum[j] = 0.0f;
 
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize, lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  for (int64_t r0 = begin; r0 < end; r0 += kThreads) {
+  for (int64_t r0 = begin; r0 < end; r0 += kBlockThreads) {
     const int64_t row = r0 + threadIdx.x;
     const bool mine = row < end && bucket(row) == blockIdx.x;
     const unsigned vote = __ballot_sync(0xffffffffu, mine);
     if (lane == 0) of_warp[warp] = __popc(vote);
     __syncthreads();
     int place = __popc(vote & ((1u << lane) - 1)), listed = 0;
-    for (int w = 0; w < kThreads / kWarpSize; ++w) {
+    for (int w = 0; w < kBlockThreads / kWarpSize; ++w) {
       if (w < warp) place += of_warp[w];
       listed += of_warp[w];
     }
     if (mine) list[place] = static_cast<int>(threadIdx.x);
     __syncthreads();
-    for (int64_t j = threadIdx.x; j < d; j += kThreads) {
+    for (int64_t j = threadIdx.x; j < d; j += kBlockThreads) {
       float total = sum[j];
       for (int i = 0; i < listed; ++i) total += to_float(dh[(r0 + list[i]) * d + j]);
       sum[j] = total;
@@ -120,12 +119,12 @@ void add_by_bucket(Stream stream, const Tensor& dh, const Bucket& bucket, int64_
   const int64_t d = dh.dim(2), rows = dh.dim(0) * dh.dim(1), count = n_buckets * d;
   if (rows == 0 || d == 0) return;
   // A fact of the shapes alone: the order of the sums follows from it.
-  const int64_t chunks = std::clamp<int64_t>(kMaxPartialRows / n_buckets, 1, ceil_div(rows, kRowsPerChunk));
+  const int64_t chunks = std::clamp<int64_t>(kMaxPartialRows / n_buckets, 1, ceil_div(rows, kChunkRows));
   const MemoryScope scope(MemoryCategory::workspace);
   const Tensor partial = empty({chunks, n_buckets, d}, DType::f32, stream.device);
   launch(stream, bucket_sum_kernel<T>, dim3(grid_of(n_buckets, "embedding"), static_cast<unsigned>(chunks)),
-         dim3(kThreads), 0, data<T>(dh), bucket, rows, d, ceil_div(rows, chunks), data<float>(partial));
-  launch(stream, add_chunks_kernel, dim3(grid_of(ceil_div(count, kThreads), "embedding")), dim3(kThreads), 0,
+         dim3(kBlockThreads), 0, data<T>(dh), bucket, rows, d, ceil_div(rows, chunks), data<float>(partial));
+  launch(stream, add_chunks_kernel, dim3(grid_of(ceil_div(count, kBlockThreads), "embedding")), dim3(kBlockThreads), 0,
          data<float>(partial), chunks, count, data<float>(table));
 }
 
@@ -147,7 +146,7 @@ Tables tables_of(const std::vector<Tensor>& position) {
 
 void embedding_at(Stream stream, const Tensor& previous, const Tensor& position, const Tensor& token,
                   const std::vector<Tensor>& tables, const Tensor& start, const Tensor& h) {
-  constexpr int kRows = kThreads / kWarpSize;
+  constexpr int kRows = kBlockThreads / kWarpSize;
   const int64_t batch = h.dim(0);
   launch(stream, embedding_at_kernel, dim3(grid_of(ceil_div(batch, kRows), "embedding_at")), dim3(kWarpSize, kRows), 0,
          data<uint8_t>(previous), data<int64_t>(position), data<float>(token), token.dim(0), tables_of(tables),
@@ -158,7 +157,7 @@ void embedding_forward(Stream stream, const Tensor& tokens, const Tensor& token,
                        const Tensor& start, const Tensor& h) {
   const Tables tables = tables_of(position);
   dispatch_float(h.dtype(), "embedding", [&]<class T>() {
-    constexpr int kRows = kThreads / kWarpSize;
+    constexpr int kRows = kBlockThreads / kWarpSize;
     if (tokens.numel() == 0) return;
     launch(stream, embedding_forward_kernel<T>, dim3(grid_of(ceil_div(tokens.numel(), kRows), "embedding")),
            dim3(kWarpSize, kRows), 0, data<uint8_t>(tokens), data<float>(token), token.dim(0), tables,

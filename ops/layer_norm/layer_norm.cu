@@ -8,7 +8,6 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
 constexpr int kRowsPerBlock = 64;  // of backward: a fact of the code, not of the device, as it decides the order of sums
 
 // Calls body(column) for the first of each eight columns that a lane owns: 8 lane, 8 lane + 256, ...
@@ -34,7 +33,7 @@ Drop drop_of(const DropoutMask& mask, const Tensor& x) {
 }
 
 // Forward. residual, branch, x, y [rows, cols]; gain, bias [cols]; mean, rstd [rows].
-//   grid       one warp for a row, kWarpsPerBlock rows a block
+//   grid       one warp for a row, kRowWarps rows a block
 //   lane       eight neighbouring columns out of every 256
 //   math       x = residual + dropout(branch), or as it is where branch is null; statistics of x as stored, in two
 //              passes: E[x^2] - mean^2 would cancel when |mean| is much larger than the spread
@@ -44,7 +43,7 @@ template <class T>
 __global__ void layer_norm_forward_kernel(const T* residual, const T* branch, Drop drop, const float* gain,
                                           const float* bias, float eps, int64_t rows, int64_t cols, bool aligned, T* x,
                                           T* y, float* mean, float* rstd) {
-  const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
+  const int64_t row = int64_t{blockIdx.x} * kRowWarps + threadIdx.y;
   if (row >= rows) return;  // leaves by whole warps, so warp_sum below stays safe
   x += row * cols;
   y += row * cols;
@@ -89,9 +88,9 @@ __host__ __device__ constexpr int64_t padded_to_256(int64_t cols) { return (cols
 
 // Backward. dy, x, dx_beside, dx, dbranch [rows, cols]; partial [blocks, 2, cols] gets dgain and dbias of each block's
 // rows.
-//   grid       kRowsPerBlock rows a block; warp w takes rows w, w + kWarpsPerBlock, ... of them
+//   grid       kRowsPerBlock rows a block; warp w takes rows w, w + kRowWarps, ... of them
 //   lane       eight neighbouring columns out of every 256, in every row the same
-//   shared     sums [kWarpsPerBlock, 2, padded_to_256(cols)]: dgain and dbias of each warp's rows, column j at slot(j)
+//   shared     sums [kRowWarps, 2, padded_to_256(cols)]: dgain and dbias of each warp's rows, column j at slot(j)
 //   math       dx = dx_beside + rstd (g - mean(g) - xhat mean(g xhat)) with g = gain dy; dbranch = dropout(dx)
 //   precision  loads T, accumulates f32, rounds once on store
 //   requires   dx_beside and dbranch may be null
@@ -109,7 +108,7 @@ __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float*
 
   const int64_t first = int64_t{blockIdx.x} * kRowsPerBlock;
   const int64_t end = first + kRowsPerBlock < rows ? first + kRowsPerBlock : rows;
-  for (int64_t row = first + threadIdx.y; row < end; row += kWarpsPerBlock) {
+  for (int64_t row = first + threadIdx.y; row < end; row += kRowWarps) {
     const T* const dy_row = dy + row * cols;
     const T* const x_row = x + row * cols;
     const float mu = mean[row], inv_std = rstd[row];
@@ -150,10 +149,10 @@ __global__ void layer_norm_backward_kernel(const T* dy, const T* x, const float*
   }
 
   __syncthreads();
-  for (int64_t j = threadIdx.y * kWarpSize + threadIdx.x; j < 2 * cols; j += kWarpsPerBlock * kWarpSize) {
+  for (int64_t j = threadIdx.y * kWarpSize + threadIdx.x; j < 2 * cols; j += kRowWarps * kWarpSize) {
     const int64_t from = j < cols ? slot(j) : padded + slot(j - cols);
     float total = 0.0f;
-    for (int warp = 0; warp < kWarpsPerBlock; ++warp) total += sums[warp * 2 * padded + from];
+    for (int warp = 0; warp < kRowWarps; ++warp) total += sums[warp * 2 * padded + from];
     partial[int64_t{blockIdx.x} * 2 * cols + j] = total;
   }
 }
@@ -175,8 +174,8 @@ void layer_norm_forward(Stream stream, const BranchSum& sum, const Tensor& gain,
   dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t rows = mean.numel(), cols = gain.numel();
     if (rows == 0) return;
-    launch(stream, layer_norm_forward_kernel<T>, dim3(grid_of(ceil_div(rows, kWarpsPerBlock), "layer_norm")),
-           dim3(kWarpSize, kWarpsPerBlock), 0, data_or_null<T>(sum.residual), data_or_null<T>(sum.branch),
+    launch(stream, layer_norm_forward_kernel<T>, dim3(grid_of(ceil_div(rows, kRowWarps), "layer_norm")),
+           dim3(kWarpSize, kRowWarps), 0, data_or_null<T>(sum.residual), data_or_null<T>(sum.branch),
            drop_of(sum.mask, x), data<float>(gain), data<float>(bias), eps, rows, cols,
            all_aligned(cols, {sum.residual, sum.branch, x, gain, bias, y}), data<T>(x), data<T>(y), data<float>(mean),
            data<float>(rstd));
@@ -188,7 +187,7 @@ void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const
                          const Tensor& dbias) {
   dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t rows = mean.numel(), cols = gain.numel(), blocks = ceil_div(rows, kRowsPerBlock);
-    constexpr int64_t kSharedPerColumn = kWarpsPerBlock * 2 * sizeof(float);
+    constexpr int64_t kSharedPerColumn = kRowWarps * 2 * sizeof(float);
     const int64_t shared = kSharedPerColumn * padded_to_256(cols), most = properties(stream.device).shared_bytes;
     check(shared <= most, "layer_norm: on this GPU d_model must be at most ", most / kSharedPerColumn / 256 * 256,
           ", got ", cols);
@@ -197,7 +196,7 @@ void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const
     const Tensor total = empty({2 * cols}, DType::f32, stream.device);
     if (rows > 0)
       launch(stream, layer_norm_backward_kernel<T>, dim3(grid_of(blocks, "layer_norm")),
-             dim3(kWarpSize, kWarpsPerBlock), static_cast<size_t>(shared), data<T>(dy), data<T>(x), data<float>(gain),
+             dim3(kWarpSize, kRowWarps), static_cast<size_t>(shared), data<T>(dy), data<T>(x), data<float>(gain),
              data<float>(mean), data<float>(rstd), data_or_null<T>(beside.dx_beside), drop_of(beside.mask, x), rows,
              cols, all_aligned(cols, {dy, x, gain, beside.dx_beside, dx, beside.dbranch}), data<T>(dx),
              data_or_null<T>(beside.dbranch), data<float>(partial));

@@ -7,16 +7,14 @@
 namespace lacuna::gpu {
 namespace {
 
-constexpr int kWarpsPerBlock = 4;
-
 // Forward. z [rows, n_vocab].
-//   grid       one warp for a row, kWarpsPerBlock rows a block
+//   grid       one warp for a row, kRowWarps rows a block
 //   lane       columns lane, lane + 32, ...; the second pass finds them in L1
 //   precision  exponentials and their sum f32, logarithm and loss f64
 template <class T>
 __global__ void cross_entropy_forward_kernel(const T* z, const uint8_t* target, int64_t rows, int n_vocab, float* lse,
                                              double* row_loss) {
-  const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
+  const int64_t row = int64_t{blockIdx.x} * kRowWarps + threadIdx.y;
   if (row >= rows) return;  // leaves by whole warps
   z += row * n_vocab;
   float largest = -INFINITY;
@@ -35,7 +33,7 @@ __global__ void cross_entropy_forward_kernel(const T* z, const uint8_t* target, 
 template <class T>
 __global__ void cross_entropy_backward_kernel(const float* dloss, const T* z, const uint8_t* target, const float* lse,
                                               int64_t rows, int n_vocab, T* dz) {
-  const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y;
+  const int64_t row = int64_t{blockIdx.x} * kRowWarps + threadIdx.y;
   if (row >= rows) return;
   const float scale = static_cast<float>(static_cast<double>(*dloss) / static_cast<double>(rows));
   for (int j = threadIdx.x; j < n_vocab; j += kWarpSize) {
@@ -49,7 +47,7 @@ __global__ void divide_kernel(const double* x, double divisor, float* quotient) 
   *quotient = static_cast<float>(*x / divisor);
 }
 
-dim3 grid(int64_t rows) { return dim3(grid_of(ceil_div(rows, kWarpsPerBlock), "softmax_cross_entropy")); }
+dim3 grid(int64_t rows) { return dim3(grid_of(ceil_div(rows, kRowWarps), "softmax_cross_entropy")); }
 
 }  // namespace
 
@@ -58,7 +56,7 @@ void softmax_cross_entropy_forward(Stream stream, const Tensor& logits, const Te
   dispatch_float(logits.dtype(), "softmax_cross_entropy", [&]<class T>() {
     const int64_t rows = targets.numel();
     if (rows == 0) return;
-    launch(stream, cross_entropy_forward_kernel<T>, grid(rows), dim3(kWarpSize, kWarpsPerBlock), 0, data<T>(logits),
+    launch(stream, cross_entropy_forward_kernel<T>, grid(rows), dim3(kWarpSize, kRowWarps), 0, data<T>(logits),
            data<uint8_t>(targets), rows, static_cast<int>(logits.dim(-1)), data<float>(lse), data<double>(row_loss));
   });
 }
@@ -67,7 +65,7 @@ void softmax_cross_entropy_backward(Stream stream, const Tensor& dloss, const Te
                                     const Tensor& lse, const Tensor& dlogits) {
   dispatch_float(logits.dtype(), "softmax_cross_entropy", [&]<class T>() {
     const int64_t rows = targets.numel();
-    launch(stream, cross_entropy_backward_kernel<T>, grid(rows), dim3(kWarpSize, kWarpsPerBlock), 0, data<float>(dloss),
+    launch(stream, cross_entropy_backward_kernel<T>, grid(rows), dim3(kWarpSize, kRowWarps), 0, data<float>(dloss),
            data<T>(logits), data<uint8_t>(targets), data<float>(lse), rows, static_cast<int>(logits.dim(-1)),
            data<T>(dlogits));
   });
