@@ -76,8 +76,12 @@ MappedFile::~MappedFile() {
 
 AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
   check(path.has_filename(), "AtomicFile: needs the name of a file, got '", path.string(), "'");
+  std::error_code none;  // what cannot be looked at cannot be created either, and that says why
+  const std::filesystem::file_status status = std::filesystem::status(path, none);
+  check(!std::filesystem::is_other(status), path.string(), ": must be a regular file, is a device, pipe or socket");
+  if (std::filesystem::is_regular_file(status)) path_ = std::filesystem::canonical(path);  // the rename follows no link
   static std::atomic<int64_t> count{0};  // two writers of one process never share a temporary file
-  temporary_ = folder_of(path) / concat('.', path.filename().string(), '.', ::getpid(), '.', count++, ".tmp");
+  temporary_ = folder_of(path_) / concat('.', path_.filename().string(), '.', ::getpid(), '.', count++, ".tmp");
   const auto open_new = [&] { return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); };
   fd_ = open_new();
   if (fd_ < 0 && errno == EEXIST) {  // left by a killed process of this id: in a container ids come again

@@ -27,8 +27,9 @@ class MappedFile {
 };
 
 /// A file being written beside its final name, under which it appears only by commit(): flushed, fsynced, renamed,
-/// folder fsynced. Destroyed without commit() it leaves nothing. All functions throw Error that names the file and the
-/// system's reason ("No space left on device").
+/// folder fsynced. Destroyed without commit() it leaves nothing. A link to a file stays, the file is replaced; a device,
+/// pipe or socket is refused. All functions throw Error that names the file and the system's reason ("No space left on
+/// device").
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path);

@@ -119,6 +119,25 @@ TEST_CASE("AtomicFile: places where no file can be") {
   CHECK(folder.count() == 2);
 }
 
+TEST_CASE("AtomicFile: a device or pipe is refused, not replaced; a link is followed") {
+  const TemporaryFolder folder, other;
+  const fs::path pipe = folder.path() / "pipe", link = folder.path() / "link", loose = folder.path() / "loose";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  expect_error("pipe: must be a regular file, is a device, pipe or socket", [&] { write_file(pipe, "x"); });
+  CHECK(fs::is_fifo(pipe));
+  fs::create_symlink(pipe, loose);  // as /dev/stdout is one
+  expect_error("loose: must be a regular file, is a device, pipe or socket", [&] { write_file(loose, "x"); });
+  CHECK(fs::is_symlink(loose));
+
+  const fs::path file = other.write("file", "old");
+  fs::create_symlink(file, link);
+  write_file(link, "new");
+  CHECK(fs::is_symlink(link));
+  CHECK(read_file(file) == "new");
+  CHECK(folder.count() == 3);
+  CHECK(other.count() == 1);
+}
+
 TEST_CASE("write_file: a name without a folder is in the current one") {
   const TemporaryFolder folder;
   const fs::path previous = fs::current_path();
