@@ -36,17 +36,59 @@ void initialize_waves(const ParameterSpec& spec, int64_t index, const Rng& rng, 
   }
 }
 
+using Entry = Parameters::Entry;
+
+/// Where parameters and leaves begin in the flat buffers, before they have variables.
+struct Layout {
+  std::vector<Entry> entries, leaves;
+  int64_t size = 0;
+};
+
+bool has_name(const std::vector<Entry>& entries, const std::string& name) {
+  return std::any_of(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
+}
+
+/// The shape of `above` and `below`, one on top of the other.
+Shape stacked(const std::string& leaf, const Shape& above, const Shape& below) {
+  std::vector<int64_t> dims(above.dims().begin(), above.dims().end());
+  check(!dims.empty() && std::equal(dims.begin() + 1, dims.end(), below.dims().begin() + 1, below.dims().end()),
+        "Parameters: parts of ", leaf, " must differ in rows alone, got ", above, " and ", below);
+  dims[0] += below.dim(0);
+  return Shape(dims);
+}
+
+Layout layout_of(const std::vector<ParameterSpec>& specs) {
+  Layout layout;
+  for (const ParameterSpec& spec : specs) {
+    check(!has_name(layout.entries, spec.name), "Parameters: name ", spec.name, " occurs twice");
+    layout.entries.push_back({spec.name, spec.shape, 0, {}});
+  }
+  for (size_t first = 0; first < specs.size(); ++first) {
+    const bool whole = specs[first].part_of.empty();
+    const std::string& name = whole ? specs[first].name : specs[first].part_of;
+    if (!whole && has_name(layout.leaves, name)) continue;
+    check(whole || !has_name(layout.entries, name), "Parameters: name ", name, " occurs twice");
+    Entry leaf{name, specs[first].shape, layout.size, {}};
+    layout.entries[first].offset = leaf.offset;
+    for (size_t i = first + 1; i < specs.size() && !whole; ++i) {
+      if (specs[i].part_of != name) continue;
+      layout.entries[i].offset = leaf.offset + leaf.shape.numel();
+      leaf.shape = stacked(name, leaf.shape, specs[i].shape);
+    }
+    layout.size += aligned(leaf.shape.numel());
+    layout.leaves.push_back(std::move(leaf));
+  }
+  return layout;
+}
+
 }  // namespace
 
 Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype, Device device)
     : count_(count_parameters(specs)) {
-  int64_t size = 0;
-  for (const ParameterSpec& spec : specs) {
-    check(std::none_of(entries_.begin(), entries_.end(), [&](const Entry& e) { return e.name == spec.name; }),
-          "Parameters: name ", spec.name, " occurs twice");
-    entries_.push_back({spec.name, spec.shape, size, {}});
-    size += aligned(spec.shape.numel());
-  }
+  Layout layout = layout_of(specs);
+  entries_ = std::move(layout.entries);
+  leaves_ = std::move(layout.leaves);
+  const int64_t size = layout.size;
   {
     const MemoryScope scope(MemoryCategory::parameters);
     values_ = zeros(Shape{size}, dtype, device);
@@ -58,8 +100,7 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
   const Rng rng(seed, RandomPurpose::init);
   const Tensor host = device == kCpu ? values_ : zeros(Shape{size}, dtype);  // where the numbers are drawn
   for (size_t i = 0; i < specs.size(); ++i) {
-    Entry& entry = entries_[i];
-    entry.variable = Variable(values_.view(entry.offset, entry.shape), gradients_.view(entry.offset, entry.shape));
+    const Entry& entry = entries_[i];
     dispatch_f32_f64(dtype, "Parameters", [&]<class T>() {
       T* const data = host.data<T>() + entry.offset;
       if (specs[i].waves)
@@ -69,11 +110,14 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
     });
   }
   if (device != kCpu) copy(host, values_);
+  for (std::vector<Entry>* pieces : {&leaves_, &entries_})
+    for (Entry& x : *pieces) x.variable = Variable(values_.view(x.offset, x.shape), gradients_.view(x.offset, x.shape));
 }
 
 const Variable& Parameters::operator[](const std::string& name) const {
-  for (const Entry& entry : entries_)
-    if (entry.name == name) return entry.variable;
+  for (const std::vector<Entry>* pieces : {&leaves_, &entries_})
+    for (const Entry& x : *pieces)
+      if (x.name == name) return x.variable;
   fail("Parameters: there is no parameter ", name);
 }
 
@@ -84,5 +128,7 @@ int64_t count_parameters(const std::vector<ParameterSpec>& specs) {
   for (const ParameterSpec& spec : specs) count += spec.shape.numel();
   return count;
 }
+
+int64_t flat_size(const std::vector<ParameterSpec>& specs) { return layout_of(specs).size; }
 
 }  // namespace lacuna

@@ -15,10 +15,12 @@ struct ParameterSpec {
   double init_std = 0.0;  // standard deviation of its normal initialization; 0: filled with init_value
   double init_value = 0.0;
   bool waves = false;  // of a table [rows, columns] with init_std: each column a cosine over the rows
+  std::string part_of = {};  // name of the leaf that has the rows of all parts that name it; empty: is a leaf itself
 };
 
-/// Values and gradients of all parameters, each in one flat buffer, with a Variable on each piece. Pieces begin at
-/// multiples of 32 elements; the padding between them is zero and stays zero.
+/// Values and gradients of all parameters, each in one flat buffer, with a Variable on each piece. Leaves, which are
+/// what operations read, begin at multiples of 32 elements; the padding between them is zero and stays zero. A leaf is
+/// a parameter, or several whose rows follow each other.
 class Parameters {
  public:
   struct Entry {
@@ -34,9 +36,10 @@ class Parameters {
   /// log-uniform from half a period over all rows to 16 periods, at most half a period from a row to the next.
   Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
 
-  const std::vector<Entry>& entries() const { return entries_; }
+  const std::vector<Entry>& entries() const { return entries_; }  // the parameters, in the order of the specs
+  const std::vector<Entry>& leaves() const { return leaves_; }    // by offset
 
-  /// Throws Error for a name that is none.
+  /// The parameter or leaf of that name. Throws Error where there is none.
   const Variable& operator[](const std::string& name) const;
 
   const Tensor& values() const { return values_; }        // flat, padding included
@@ -48,12 +51,15 @@ class Parameters {
   void clear_gradients() const;
 
  private:
-  std::vector<Entry> entries_;
+  std::vector<Entry> entries_, leaves_;
   Tensor values_, gradients_;
   int64_t count_ = 0;
 };
 
 /// Number of parameters that `specs` describe.
 int64_t count_parameters(const std::vector<ParameterSpec>& specs);
+
+/// Elements of a flat buffer of them, padding included.
+int64_t flat_size(const std::vector<ParameterSpec>& specs);
 
 }  // namespace lacuna

@@ -151,18 +151,20 @@ Work attention(AttentionCase c, bool small, bool backward) {
     problem.heads.push_back(parts_of(pattern.for_head(h)));
     pairs += static_cast<double>(c.batch * attention_pairs(pattern.for_head(h), c.n));
   }
-  const Shape shape_qk{c.batch, c.n, c.n_heads * c.d_qk}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
+  const Shape shape_qkv{c.batch, c.n, c.n_heads * (2 * c.d_qk + c.d_v)}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
   const auto random = [](const Shape& shape) { return random_tensor(shape, DType::bf16); };
-  const AttentionSaved saved{random(shape_qk), random(shape_qk), random(shape_v), empty(shape_v, DType::bf16, kCuda),
+  const auto [q, k, v] = split_qkv(random(shape_qkv), c.n_heads * c.d_qk);
+  const AttentionSaved saved{q, k, v, empty(shape_v, DType::bf16, kCuda),
                              empty({c.batch, c.n_heads, c.n}, DType::f32, kCuda)};
-  const double qk = static_cast<double>(c.d_qk), v = static_cast<double>(c.d_v),
+  const double d_qk = static_cast<double>(c.d_qk), d_v = static_cast<double>(c.d_v),
                rows = static_cast<double>(c.batch * c.n * c.n_heads);
   const auto forward = [problem, saved] { LACUNA_DISPATCH(kCuda, attention_forward, problem, saved); };
-  if (!backward) return {2 * pairs * (qk + v), rows * (4 * qk + 4 * v + 4), forward};
+  if (!backward) return {2 * pairs * (d_qk + d_v), rows * (4 * d_qk + 4 * d_v + 4), forward};
   forward();
-  const AttentionGrads grads{empty_like(saved.q), empty_like(saved.k), empty_like(saved.v)};
+  const auto [dq, dk, dv] = split_qkv(empty_like(q.tensor), q.width);
+  const AttentionGrads grads{dq, dk, dv};
   const Tensor d_o = random(shape_v);
-  return {2 * pairs * (3 * qk + 2 * v), rows * (8 * qk + 8 * v + 4),
+  return {2 * pairs * (3 * d_qk + 2 * d_v), rows * (8 * d_qk + 8 * d_v + 4),
           [=] { LACUNA_DISPATCH(kCuda, attention_backward, problem, saved, d_o, grads); }};
 }
 

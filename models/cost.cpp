@@ -11,15 +11,8 @@ namespace {
 
 constexpr int64_t kTileScratch = 4 << 20;  // bytes; tiles of all threads
 
-/// Elements of the flat buffers of autograd/parameters.h, whose pieces begin at multiples of 32 elements.
-int64_t flat_size(const std::vector<ParameterSpec>& specs) {
-  int64_t size = 0;
-  for (const ParameterSpec& spec : specs) size += (spec.shape.numel() + 31) / 32 * 32;
-  return size;
-}
-
 // Bytes per token of what the backward functions of a block capture. In the order of residual_block.cpp: the norm_a
-// that q, k and v read; q, k, v and o; the h + a that norm_b reads; the norm_b that ff.in reads; the two sides of gelu;
+// that qkv reads; q, k, v and o; the h + a that norm_b reads; the norm_b that ff.in reads; the two sides of gelu;
 // the sum that the next block reads; and the statistics of two norms and of the softmax.
 int64_t block_bytes(const ModelConfig& config, DType dtype) {
   return size_of(dtype) * (6 * config.d_model + 2 * config.qk_width() + 2 * config.ff_width()) +

@@ -15,9 +15,7 @@ BlockParameters block_parameters(int64_t layer, const Parameters& parameters) {
   const auto get = [&](const char* name) { return parameters[concat("blocks.", layer, '.', name)]; };
   BlockParameters p;
   p.norm_a_gain = get("norm_a.gain"), p.norm_a_bias = get("norm_a.bias");
-  p.q_weight = get("attention.q.weight"), p.q_bias = get("attention.q.bias");
-  p.k_weight = get("attention.k.weight"), p.k_bias = get("attention.k.bias");
-  p.v_weight = get("attention.v.weight"), p.v_bias = get("attention.v.bias");
+  p.qkv_weight = get("attention.qkv.weight"), p.qkv_bias = get("attention.qkv.bias");
   p.out_weight = get("attention.out.weight"), p.out_bias = get("attention.out.bias");
   p.norm_b_gain = get("norm_b.gain"), p.norm_b_bias = get("norm_b.bias");
   p.ff_in_weight = get("ff.in.weight"), p.ff_in_bias = get("ff.in.bias");
@@ -32,6 +30,7 @@ ResidualBlock::ResidualBlock(const ModelConfig& config, int64_t layer, const Par
       pattern_(config.attention.for_layer(layer)),
       layer_(layer),
       n_heads_(config.n_heads),
+      d_qk_(config.qk_width() / config.n_heads),
       dropout_(config.dropout) {}
 
 Variable ResidualBlock::operator()(const Variable& h, const Run& run) const {
@@ -42,10 +41,8 @@ Variable ResidualBlock::operator()(const Variable& h, const Run& run) const {
 }
 
 Variable ResidualBlock::attention(const Variable& x) const {
-  const Variable q = linear(x, p_.q_weight, p_.q_bias);
-  const Variable k = linear(x, p_.k_weight, p_.k_bias);
-  const Variable v = linear(x, p_.v_weight, p_.v_bias);
-  return linear(sparse_attention(q, k, v, pattern_, n_heads_), p_.out_weight, p_.out_bias);
+  const Variable qkv = linear(x, p_.qkv_weight, p_.qkv_bias);
+  return linear(sparse_attention(qkv, d_qk_, pattern_, n_heads_), p_.out_weight, p_.out_bias);
 }
 
 Variable ResidualBlock::feed_forward(const Variable& x) const {
@@ -56,8 +53,9 @@ Tensor ResidualBlock::decode(const Tensor& h, DecodeCache& cache) const {
   const GradientMode no_gradients(false);
   const Variable x(h);
   const Tensor x_a = layer_norm(x, p_.norm_a_gain, p_.norm_a_bias).value();
-  cache.append(linear_rows(x_a, p_.k_weight, p_.k_bias), linear_rows(x_a, p_.v_weight, p_.v_bias));
-  const Tensor o = cache.attend(linear_rows(x_a, p_.q_weight, p_.q_bias));
+  const auto [q, k, v] = split_qkv(linear_rows(x_a, p_.qkv_weight, p_.qkv_bias), n_heads_ * d_qk_);
+  cache.append(k, v);
+  const Tensor o = cache.attend(q);
   const Variable h_a = x + Variable(linear_rows(o, p_.out_weight, p_.out_bias));
 
   const Tensor x_b = layer_norm(h_a, p_.norm_b_gain, p_.norm_b_bias).value();

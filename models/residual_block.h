@@ -8,10 +8,10 @@
 
 namespace lacuna {
 
-/// Weights of one residual block; names as in parameter_specs without the "blocks.{k}." prefix.
+/// Weights of one residual block; names of leaves as in parameter_specs without the "blocks.{k}." prefix.
 struct BlockParameters {
   Variable norm_a_gain, norm_a_bias;
-  Variable q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, out_weight, out_bias;
+  Variable qkv_weight, qkv_bias, out_weight, out_bias;
   Variable norm_b_gain, norm_b_bias;
   Variable ff_in_weight, ff_in_bias, ff_out_weight, ff_out_bias;
 };
@@ -34,7 +34,7 @@ class ResidualBlock {
 
   BlockParameters p_;
   LayerPattern pattern_;
-  int64_t layer_, n_heads_;
+  int64_t layer_, n_heads_, d_qk_;  // d_qk of a head
   float dropout_;
 };
 

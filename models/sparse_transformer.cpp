@@ -41,15 +41,18 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
   const int64_t d = config.d_model, d_qk = config.qk_width(), d_ff = config.ff_width();
   const InitStd init_std(config);
   std::vector<ParameterSpec> specs;
-  const auto random = [&](const std::string& name, const Shape& shape, double std) {
-    specs.push_back({name, shape, std, 0.0});
+  const auto random = [&](const std::string& name, const Shape& shape, double std) -> ParameterSpec& {
+    return specs.emplace_back(ParameterSpec{name, shape, std, 0.0});
   };
-  const auto constant = [&](const std::string& name, const Shape& shape, double value) {
-    specs.push_back({name, shape, 0.0, value});
+  const auto constant = [&](const std::string& name, const Shape& shape, double value) -> ParameterSpec& {
+    return specs.emplace_back(ParameterSpec{name, shape, 0.0, value});
   };
-  const auto linear = [&](const std::string& name, int64_t d_in, int64_t d_out, double factor) {
-    random(name + ".weight", {d_out, d_in}, factor * init_std.weight(d_in));
-    constant(name + ".bias", {d_out}, 0.0);
+  const auto linear = [&](const std::string& name, int64_t d_in, int64_t d_out, double factor,
+                          const std::string& leaf = {}) {
+    ParameterSpec& weight = random(name + ".weight", {d_out, d_in}, factor * init_std.weight(d_in));
+    if (!leaf.empty()) weight.part_of = leaf + ".weight";
+    ParameterSpec& bias = constant(name + ".bias", {d_out}, 0.0);
+    if (!leaf.empty()) bias.part_of = leaf + ".bias";
   };
   const auto norm = [&](const std::string& name) {
     constant(name + ".gain", {d}, 1.0);
@@ -64,9 +67,8 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
   for (int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string block = concat("blocks.", layer, '.');
     norm(block + "norm_a");
-    linear(block + "attention.q", d, d_qk, 1.0);
-    linear(block + "attention.k", d, d_qk, 1.0);
-    linear(block + "attention.v", d, d, 1.0);
+    for (const auto& [part, width] : {std::pair("q", d_qk), std::pair("k", d_qk), std::pair("v", d)})
+      linear(block + "attention." + part, d, width, 1.0, /*leaf=*/block + "attention.qkv");
     linear(block + "attention.out", d, d, init_std.residual);
     norm(block + "norm_b");
     linear(block + "ff.in", d, d_ff, 1.0);

@@ -14,7 +14,7 @@ namespace lacuna {
 /// embedding.token [n_vocab, d], embedding.position.{0,1,2} [extent, d], embedding.start [d],
 /// blocks.{k}.norm_a.{gain,bias}, blocks.{k}.attention.{q,k,v,out}.{weight,bias}, blocks.{k}.norm_b.{gain,bias},
 /// blocks.{k}.ff.{in,out}.{weight,bias}, norm.{gain,bias}, logits.weight [n_vocab, d]. Weights are [d_out, d_in].
-/// Allocates nothing.
+/// Those of q, k and v are one leaf, blocks.{k}.attention.qkv.weight, and so are their biases. Allocates nothing.
 std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
 
 /// An autoregressive Transformer over bytes with sparse attention. A graph that it recorded reads its weights in

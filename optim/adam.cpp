@@ -9,13 +9,13 @@
 namespace lacuna {
 namespace {
 
-// As AdamBuffers::pieces: inside one parameter, of at most kPieceSize elements.
+// As AdamBuffers::pieces: inside one leaf, of at most kPieceSize elements.
 Tensor pieces_of(const Parameters& parameters) {
   std::vector<int64_t> numbers;
-  for (const Parameters::Entry& entry : parameters.entries())
-    for (int64_t done = 0; done < entry.shape.numel(); done += kPieceSize)
+  for (const Parameters::Entry& leaf : parameters.leaves())
+    for (int64_t done = 0; done < leaf.shape.numel(); done += kPieceSize)
       numbers.insert(numbers.end(),
-                     {entry.offset + done, std::min(kPieceSize, entry.shape.numel() - done), entry.shape.rank() >= 2});
+                     {leaf.offset + done, std::min(kPieceSize, leaf.shape.numel() - done), leaf.shape.rank() >= 2});
   const MemoryScope scope(MemoryCategory::optimizer);
   const Tensor pieces = from_vector(numbers, {static_cast<int64_t>(numbers.size()) / 3, 3});
   return to_device(pieces, parameters.values().device());

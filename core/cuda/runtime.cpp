@@ -147,6 +147,13 @@ void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes) {
              stream.device);
 }
 
+void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance) {
+  if (bytes == 0 || rows == 0) return;
+  check_cuda(cudaMemset2DAsync(to, static_cast<size_t>(distance), value, static_cast<size_t>(bytes),
+                               static_cast<size_t>(rows), native(stream)),
+             "fill: ", rows, " rows of ", bytes, " bytes on ", stream.device);
+}
+
 Stream compute_stream(Device device) {
   check_usable(device);
   return {device, streams_of(device).compute};
@@ -290,6 +297,7 @@ PinnedBuffer::PinnedBuffer(int64_t) { fail_without_cuda(); }
 PinnedBuffer::~PinnedBuffer() = default;
 void copy_bytes(Stream, void*, const void*, int64_t) { fail_without_cuda(); }
 void set_bytes(Stream, void*, uint8_t, int64_t) { fail_without_cuda(); }
+void set_bytes_of_rows(Stream, void*, uint8_t, int64_t, int64_t, int64_t) { fail_without_cuda(); }
 
 Stream compute_stream(Device) { fail_without_cuda(); }
 Stream copy_stream(Device) { fail_without_cuda(); }

@@ -73,6 +73,9 @@ void copy_bytes(Stream stream, void* to, const void* from, int64_t bytes);
 /// Sets each of `bytes` bytes to `value`.
 void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes);
 
+/// The same in each of `rows` rows that are `distance` bytes apart.
+void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance);
+
 // --- Streams
 
 /// The one stream on which a device computes, and the one on which its input arrives meanwhile. Both make `device` the

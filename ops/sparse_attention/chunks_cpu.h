@@ -31,7 +31,7 @@ struct Block {
 /// dk and dv of head h of batch entry b.
 template <class T>
 KeySums<T> sums_of_head(const AttentionProblem& problem, const AttentionGrads& grads, int64_t b, int64_t h) {
-  const int64_t row_qk = problem.n_heads * problem.d_qk, row_v = problem.n_heads * problem.d_v;
+  const int64_t row_qk = grads.dk.row_distance(), row_v = grads.dv.row_distance();
   return {grads.dk.data<T>() + b * problem.n * row_qk + h * problem.d_qk,
           grads.dv.data<T>() + b * problem.n * row_v + h * problem.d_v, row_qk, row_v};
 }

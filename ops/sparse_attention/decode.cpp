@@ -68,11 +68,11 @@ namespace cpu {
 
 void advance(Stream, const Tensor& position) { ++position.data<int64_t>()[0]; }
 
-void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tensor& v_rows, const Tensor& position,
-                      int64_t, const DecodeStores& heads, const Tensor& o) {
+void attention_decode(Stream, const TensorColumns& q, const Tensor& k_rows, const Tensor& v_rows,
+                      const Tensor& position, int64_t, const DecodeStores& heads, const Tensor& o) {
   const int64_t i = position.data<int64_t>()[0];
   const auto n_heads = static_cast<int64_t>(heads.size());
-  const int64_t batch = q.dim(0), rows = k_rows.dim(1), d_qk = k_rows.dim(2), d_v = v_rows.dim(2);
+  const int64_t batch = o.dim(0), rows = k_rows.dim(1), d_qk = k_rows.dim(2), d_v = v_rows.dim(2);
   int64_t keys = 0;  // of all heads
   for (const std::vector<Store>& stores : heads)
     for (const Store& store : stores) {
@@ -92,21 +92,23 @@ void attention_decode(Stream, const Tensor& q, const Tensor& k_rows, const Tenso
           [&](const auto& visit) {
             for_each_key_row(stores, query, [&](int64_t row) { visit(k + row * d_qk, v + row * d_v); });
           },
-          q.data<T>() + bh * d_qk, d_qk, d_v, o.data<T>() + bh * d_v);
+          q.data<T>() + b * q.row_distance() + h * d_qk, d_qk, d_v, o.data<T>() + bh * d_v);
     }
   });
 }
 
-void store_position(Stream, const Tensor& x, const Tensor& position, int64_t n, const DecodeStores& heads,
+void store_position(Stream, const TensorColumns& x, const Tensor& position, int64_t n, const DecodeStores& heads,
                     const Tensor& rows) {
   const auto n_heads = static_cast<int64_t>(heads.size());
   const int64_t p = position.data<int64_t>()[0], width = rows.dim(2);
   dispatch_f32_f64(x.dtype(), "DecodeCache", [&]<class T>() {
-    for (int64_t bh = 0; bh < x.dim(0) * n_heads; ++bh)
-      for (const Store& store : heads[static_cast<size_t>(bh % n_heads)])
-        for_each_row_of(store, n, p, [&](int64_t row) {
-          std::copy_n(x.data<T>() + bh * width, width, rows.data<T>() + (bh / n_heads * rows.dim(1) + row) * width);
-        });
+    for (int64_t b = 0; b < rows.dim(0); ++b)
+      for (int64_t h = 0; h < n_heads; ++h)
+        for (const Store& store : heads[static_cast<size_t>(h)])
+          for_each_row_of(store, n, p, [&](int64_t row) {
+            std::copy_n(x.data<T>() + b * x.row_distance() + h * width, width,
+                        rows.data<T>() + (b * rows.dim(1) + row) * width);
+          });
   });
 }
 
@@ -132,30 +134,32 @@ DecodeCache::DecodeCache(const LayerPattern& pattern, int64_t n_heads, int64_t n
   v_ = empty({batch, layout.rows, d_v}, dtype, device);
 }
 
-void DecodeCache::append(const Tensor& k, const Tensor& v) {
+void DecodeCache::append(const TensorColumns& k, const TensorColumns& v) {
   check(length_ < n_ctx_, "DecodeCache: made for ", n_ctx_, " positions, all taken");
   const auto n_heads = static_cast<int64_t>(heads_.size());
-  check_rows("k", k, {k_.dim(0), n_heads * d_qk_});
-  check_rows("v", v, {k_.dim(0), n_heads * d_v_});
+  check_rows("k", k, n_heads * d_qk_);
+  check_rows("v", v, n_heads * d_v_);
   if (counts_ && length_ > 0) advance(position_);
   LACUNA_DISPATCH(k_.device(), store_position, k, position_, n_ctx_, heads_, k_);
   LACUNA_DISPATCH(v_.device(), store_position, v, position_, n_ctx_, heads_, v_);
   ++length_;
 }
 
-Tensor DecodeCache::attend(const Tensor& q) const {
+Tensor DecodeCache::attend(const TensorColumns& q) const {
   check(length_ > 0, "DecodeCache: append a position before attending from it");
   const auto n_heads = static_cast<int64_t>(heads_.size());
-  check_rows("q", q, {k_.dim(0), n_heads * d_qk_});
-  const Tensor o = empty({q.dim(0), n_heads * d_v_}, q.dtype(), q.device());
-  LACUNA_DISPATCH(q.device(), attention_decode, q, k_, v_, position_, n_ctx_, heads_, o);
+  check_rows("q", q, n_heads * d_qk_);
+  const Tensor o = empty({k_.dim(0), n_heads * d_v_}, k_.dtype(), k_.device());
+  LACUNA_DISPATCH(k_.device(), attention_decode, q, k_, v_, position_, n_ctx_, heads_, o);
   return o;
 }
 
-void DecodeCache::check_rows(const char* name, const Tensor& x, const Shape& shape) const {
-  check(x.dtype() == k_.dtype(), "DecodeCache: ", name, " must be ", k_.dtype(), ", got ", x.dtype());
-  check(x.device() == k_.device(), "DecodeCache: ", name, " must be on ", k_.device(), ", got ", x.device());
-  check(x.shape() == shape, "DecodeCache: ", name, " must be ", shape, ", got ", x.shape());
+void DecodeCache::check_rows(const char* name, const TensorColumns& x, int64_t width) const {
+  const Tensor& t = x.tensor;
+  check(t.dtype() == k_.dtype(), "DecodeCache: ", name, " must be ", k_.dtype(), ", got ", t.dtype());
+  check(t.device() == k_.device(), "DecodeCache: ", name, " must be on ", k_.device(), ", got ", t.device());
+  const Shape needed{k_.dim(0), width}, shape = t.rank() == 2 ? Shape{t.dim(0), x.width} : t.shape();
+  check(shape == needed, "DecodeCache: ", name, " must be ", needed, ", got ", shape);
 }
 
 int64_t DecodeCache::bytes() const { return (k_.numel() + v_.numel()) * size_of(k_.dtype()); }

@@ -5,6 +5,7 @@
 
 #include "core/tensor.h"
 #include "ops/sparse_attention/parts.h"
+#include "ops/sparse_attention/tensor_columns.h"
 
 namespace lacuna {
 
@@ -40,11 +41,11 @@ class DecodeCache {
 
   /// Takes keys [batch, n_heads * d_qk] and values [batch, n_heads * d_v] of the next position. Throws Error when they
   /// do not fit the cache or n_ctx positions were taken.
-  void append(const Tensor& k, const Tensor& v);
+  void append(const TensorColumns& k, const TensorColumns& v);
 
   /// Row length() - 1 of sparse_attention: [batch, n_heads * d_v], the output of the query q [batch, n_heads * d_qk] at
   /// the position appended last. Throws Error before the first append and when q does not fit.
-  Tensor attend(const Tensor& q) const;
+  Tensor attend(const TensorColumns& q) const;
 
   /// Positions appended so far.
   int64_t length() const { return length_; }
@@ -64,7 +65,7 @@ class DecodeCache {
   };
 
  private:
-  void check_rows(const char* name, const Tensor& x, const Shape& shape) const;
+  void check_rows(const char* name, const TensorColumns& x, int64_t width) const;
 
   int64_t n_ctx_, d_qk_, d_v_, length_ = 0;
   bool counts_;      // by itself

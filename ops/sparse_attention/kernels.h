@@ -7,6 +7,7 @@
 #include "core/device.h"
 #include "core/tensor.h"
 #include "ops/sparse_attention/parts.h"
+#include "ops/sparse_attention/tensor_columns.h"
 
 namespace lacuna {
 
@@ -18,11 +19,13 @@ struct AttentionProblem {
 
 /// What backward reads: the inputs, and from forward the output and the log-sum-exp of each row's scores.
 struct AttentionSaved {
-  Tensor q, k, v, o, lse;  // lse [batch, n_heads, n], f64 when q is and otherwise f32
+  TensorColumns q, k, v;  // [batch, n, n_heads * d_qk] and [batch, n, n_heads * d_v]
+  Tensor o, lse;          // [batch, n, n_heads * d_v], [batch, n_heads, n]; lse is f64 when q is and otherwise f32
 };
 
+/// In tensors of their own, or all the columns of one.
 struct AttentionGrads {
-  Tensor dq, dk, dv;
+  TensorColumns dq, dk, dv;
 };
 
 namespace cpu {

@@ -25,4 +25,8 @@ namespace lacuna {
 Variable sparse_attention(const Variable& q, const Variable& k, const Variable& v, const LayerPattern& pattern,
                           int64_t n_heads);
 
+/// The same of q, k and v side by side, as one product makes them: qkv [batch, n_ctx, n_heads * (2 d_qk + d_v)] has all
+/// columns of q, then those of k, then those of v. They are read, and their gradients written, where they lie.
+Variable sparse_attention(const Variable& qkv, int64_t d_qk, const LayerPattern& pattern, int64_t n_heads);
+
 }  // namespace lacuna

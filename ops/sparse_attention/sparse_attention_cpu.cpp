@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "core/allocator.h"
+#include "core/parallel.h"
 #include "ops/sparse_attention/chunks_cpu.h"
 #include "ops/sparse_attention/kernels.h"
 #include "ops/sparse_attention/rows_cpu.h"
@@ -101,15 +102,15 @@ void for_each_slice(const AttentionProblem& problem, const std::vector<Slicing>&
     if (const std::optional<Slice> slice = slice_at(index)) task(*slice, slice_at(index + 1));
 }
 
-/// The rows of head h of batch entry b in a tensor [batch, n, n_heads * width].
-Rows head_rows(const AttentionProblem& problem, const Tensor& t, int64_t b, int64_t h) {
-  const int64_t distance = t.dim(2), width = distance / problem.n_heads;
-  return {t.raw() + (b * problem.n * distance + h * width) * size_of(t.dtype()), t.dtype(), distance, width};
+/// The rows of head h of batch entry b in columns [batch, n, n_heads * width].
+Rows head_rows(const AttentionProblem& problem, const TensorColumns& x, int64_t b, int64_t h) {
+  const int64_t distance = x.row_distance(), width = x.width / problem.n_heads;
+  return {x.raw() + (b * problem.n * distance + h * width) * size_of(x.dtype()), x.dtype(), distance, width};
 }
 
-ResultRows head_rows_f32(const AttentionProblem& problem, const Tensor& t, int64_t b, int64_t h) {
-  const int64_t distance = t.dim(2), width = distance / problem.n_heads;
-  return {t.data<float>() + b * problem.n * distance + h * width, distance, width};
+ResultRows head_rows_f32(const AttentionProblem& problem, const TensorColumns& x, int64_t b, int64_t h) {
+  const int64_t distance = x.row_distance(), width = x.width / problem.n_heads;
+  return {x.data<float>() + b * problem.n * distance + h * width, distance, width};
 }
 
 HeadSequence head_sequence(const AttentionProblem& problem, const AttentionSaved& saved, int64_t b, int64_t h) {
@@ -127,6 +128,27 @@ Tensor f32_sums_of(const Tensor& t) {
   if (t.dtype() == DType::f32) return t;
   const MemoryScope scope(MemoryCategory::workspace);
   return empty(t.shape(), DType::f32);
+}
+
+/// The tensors of the gradients, each once.
+std::vector<Tensor> tensors_of(const AttentionGrads& grads) {
+  if (grads.dq.tensor.raw() == grads.dk.tensor.raw()) return {grads.dq.tensor};
+  return {grads.dq.tensor, grads.dk.tensor, grads.dv.tensor};
+}
+
+/// The same columns of other tensors, in the order of tensors_of().
+AttentionGrads in_tensors(const AttentionGrads& grads, const std::vector<Tensor>& tensors) {
+  const auto columns = [](const TensorColumns& x, const Tensor& t) { return TensorColumns(t, x.first, x.width); };
+  return {columns(grads.dq, tensors.front()), columns(grads.dk, tensors[tensors.size() / 2]),
+          columns(grads.dv, tensors.back())};
+}
+
+template <class T>
+void clear(const TensorColumns& x) {
+  const auto clear_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) std::fill_n(x.data<T>() + r * x.row_distance(), x.width, T{0});
+  };
+  parallel_for(x.tensor.numel() / x.row_distance(), clear_rows, /*grain=*/64);
 }
 
 void forward_tiles(const AttentionProblem& problem, const AttentionSaved& saved) {
@@ -190,7 +212,10 @@ bool keys_are_all_positions(const View& view) {
 void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                     const AttentionGrads& grads) {
   const ThreadScratch scratch(problem);
-  const AttentionGrads sums{f32_sums_of(grads.dq), f32_sums_of(grads.dk), f32_sums_of(grads.dv)};
+  const std::vector<Tensor> results = tensors_of(grads);
+  std::vector<Tensor> sum_tensors;
+  for (const Tensor& t : results) sum_tensors.push_back(f32_sums_of(t));
+  const AttentionGrads sums = in_tensors(grads, sum_tensors);
   Tensor delta;
   {
     const MemoryScope scope(MemoryCategory::workspace);
@@ -200,8 +225,8 @@ void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved
     return keys_are_all_positions(parts.front().view);
   });
   if (!begin_keys) {
-    fill(sums.dk, 0.0);
-    fill(sums.dv, 0.0);
+    clear<float>(sums.dk);
+    clear<float>(sums.dv);
   }
   const auto task_of = [&](const Block<float>& x) {
     HeadSequence head = head_sequence(problem, saved, x.b, x.h);
@@ -218,56 +243,60 @@ void backward_tiles(const AttentionProblem& problem, const AttentionSaved& saved
     backward_block(task, next != nullptr ? &following : nullptr, scratch.of_this_thread());
   });
   if (grads.dq.dtype() == DType::f32) return;
-  copy(sums.dq, grads.dq);
-  copy(sums.dk, grads.dk);
-  copy(sums.dv, grads.dv);
+  for (size_t i = 0; i < results.size(); ++i) copy(sum_tensors[i], results[i]);
+}
+
+/// The rows of one head in f64: those of positions are `distance` elements apart.
+struct Rows64 {
+  double* data;
+  int64_t distance;
+  double* operator[](int64_t position) const { return data + position * distance; }
+};
+
+Rows64 head_rows_f64(const AttentionProblem& problem, const TensorColumns& x, int64_t b, int64_t h) {
+  const int64_t distance = x.row_distance(), width = x.width / problem.n_heads;
+  return {x.data<double>() + b * problem.n * distance + h * width, distance};
 }
 
 void forward_f64(const AttentionProblem& problem, const AttentionSaved& saved) {
-  const int64_t row_qk = problem.n_heads * problem.d_qk, row_v = problem.n_heads * problem.d_v;
-  const double* const q = saved.q.data<double>();
-  const double* const k = saved.k.data<double>();
-  const double* const v = saved.v.data<double>();
-  double* const o = saved.o.data<double>();
   double* const lse = saved.lse.data<double>();
 #pragma omp parallel for schedule(dynamic, 16)
   for (int64_t index = 0; index < problem.batch * problem.n_heads * problem.n; ++index) {
     const int64_t i = index % problem.n, h = index / problem.n % problem.n_heads,
                   b = index / problem.n / problem.n_heads;
-    const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
-    lse[index] = attend_row(problem.heads[static_cast<size_t>(h)], i, q + at_qk + i * row_qk, k + at_qk, row_qk,
-                            problem.d_qk, v + at_v, row_v, problem.d_v, o + at_v + i * row_v);
+    const Rows64 q = head_rows_f64(problem, saved.q, b, h), k = head_rows_f64(problem, saved.k, b, h),
+                 v = head_rows_f64(problem, saved.v, b, h), o = head_rows_f64(problem, saved.o, b, h);
+    lse[index] = attend_row<double>(problem.heads[static_cast<size_t>(h)], i, q[i], k.data, k.distance, problem.d_qk,
+                                    v.data, v.distance, problem.d_v, o[i]);
   }
 }
 
 void backward_f64(const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                   const AttentionGrads& grads) {
-  const int64_t row_qk = problem.n_heads * problem.d_qk, row_v = problem.n_heads * problem.d_v;
   const double scale = 1 / std::sqrt(static_cast<double>(problem.d_qk));
-  for (const Tensor& grad : {grads.dq, grads.dk, grads.dv}) fill(grad, 0.0);
+  for (const TensorColumns& gradient : {grads.dq, grads.dk, grads.dv}) clear<double>(gradient);
   for_each_block<double>(problem, grads, [&](const Block<double>& block, const Block<double>*) {
     const auto& [b, first_head, heads, part_of, group, rows, slab, first, sums] = block;
     const Part& part = *part_of;
     for (int64_t h = first_head; h < first_head + heads; ++h) {
-      const int64_t at_qk = b * problem.n * row_qk + h * problem.d_qk, at_v = b * problem.n * row_v + h * problem.d_v;
+      const Rows64 q = head_rows_f64(problem, saved.q, b, h), k = head_rows_f64(problem, saved.k, b, h),
+                   v = head_rows_f64(problem, saved.v, b, h), o = head_rows_f64(problem, saved.o, b, h),
+                   g = head_rows_f64(problem, d_o, b, h), dq = head_rows_f64(problem, grads.dq, b, h);
       const double* const lse = saved.lse.data<double>() + (b * problem.n_heads + h) * problem.n;
       for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const int64_t i = part.view.queries(group).position(row), qi = at_qk + i * row_qk, oi = at_v + i * row_v;
+        const int64_t i = part.view.queries(group).position(row);
         const Range keys = part.keys_of(group, i);
-        const double* const q = saved.q.data<double>() + qi;
-        const double* const g = d_o.data<double>() + oi;
-        const double delta = dot(saved.o.data<double>() + oi, g, problem.d_v);
+        const double delta = dot(o[i], g[i], problem.d_v);
         for (int64_t t = std::max(keys.begin, slab.begin); t < std::min(keys.end, slab.end); ++t) {
-          const int64_t j = part.view.keys(group).position(t), kj = at_qk + j * row_qk, vj = at_v + j * row_v;
+          const int64_t j = part.view.keys(group).position(t);
           double* const dk = sums.dk + (h - first_head) * problem.d_qk + j * sums.row_qk;
           double* const dv = sums.dv + (h - first_head) * problem.d_v + j * sums.row_v;
           if (part.skips(i, j)) continue;
-          const double* const k = saved.k.data<double>() + kj;
-          const double p = std::exp(scale * dot(q, k, problem.d_qk) - lse[i]);
-          const double ds = scale * p * (dot(g, saved.v.data<double>() + vj, problem.d_v) - delta);
-          axpy(p, g, dv, problem.d_v);
-          axpy(ds, q, dk, problem.d_qk);
-          axpy(ds, k, grads.dq.data<double>() + qi, problem.d_qk);
+          const double p = std::exp(scale * dot(q[i], k[j], problem.d_qk) - lse[i]);
+          const double ds = scale * p * (dot(g[i], v[j], problem.d_v) - delta);
+          axpy<double>(p, g[i], dv, problem.d_v);
+          axpy<double>(ds, q[i], dk, problem.d_qk);
+          axpy<double>(ds, k[j], dq[i], problem.d_qk);
         }
       }
     }

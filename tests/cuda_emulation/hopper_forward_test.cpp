@@ -45,10 +45,11 @@ struct Forward {
 template <class T>
 Forward<T> forward(const Case& c) {
   const Inputs<T> in(c);
-  const Shape shape_qk{c.batch, c.n, c.n_heads * c.d_qk}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
-  const auto on_device = [](const std::vector<T>& x, const Shape& s) { return to_device(from_vector(x, s), kCuda); };
-  AttentionSaved saved{on_device(in.q, shape_qk), on_device(in.k, shape_qk), on_device(in.v, shape_v),
-                       empty(shape_v, dtype_of<T>, kCuda), empty({c.batch, c.n_heads, c.n}, DType::f32, kCuda)};
+  const Shape shape_qkv{c.batch, c.n, c.n_heads * (2 * c.d_qk + c.d_v)}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
+  const auto [q, k, v] =
+      split_qkv(to_device(from_vector(side_by_side(c, in.q, in.k, in.v), shape_qkv), kCuda), c.n_heads * c.d_qk);
+  AttentionSaved saved{q, k, v, empty(shape_v, dtype_of<T>, kCuda),
+                       empty({c.batch, c.n_heads, c.n}, DType::f32, kCuda)};
   AttentionProblem problem{c.batch, c.n, c.n_heads, c.d_qk, c.d_v, {}};
   for (int64_t h = 0; h < c.n_heads; ++h) problem.heads.push_back(parts_of(c.pattern.for_head(h)));
   const uint64_t before = count_wgmma();

@@ -133,6 +133,13 @@ void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes) {
   emulation::enqueue(stream, [=] { std::memset(to, value, static_cast<size_t>(bytes)); });
 }
 
+void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance) {
+  emulation::enqueue(stream, [=] {
+    for (int64_t r = 0; r < rows; ++r)
+      std::memset(static_cast<std::byte*>(to) + r * distance, value, static_cast<size_t>(bytes));
+  });
+}
+
 Stream compute_stream(Device device) {
   check_usable(device);
   return {device, &machine().compute};

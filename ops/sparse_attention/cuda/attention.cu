@@ -12,11 +12,11 @@
 namespace lacuna::gpu {
 namespace {
 
-/// The rows of the heads of a tensor [batch, n, n_heads * width].
+/// The rows of the heads in columns [batch, n, n_heads * width].
 template <class T>
-HeadRows<T> head_rows(const AttentionProblem& problem, const Tensor& t) {
-  const int64_t token = t.dim(2);
-  return {data<std::remove_const_t<T>>(t), problem.n * token, token, token / problem.n_heads};
+HeadRows<T> head_rows(const AttentionProblem& problem, const TensorColumns& x) {
+  const int64_t token = x.row_distance();
+  return {data<std::remove_const_t<T>>(x.tensor) + x.first, problem.n * token, token, x.width / problem.n_heads};
 }
 
 Tensor delta_like(const Tensor& lse) {
@@ -24,7 +24,10 @@ Tensor delta_like(const Tensor& lse) {
   return empty_like(lse);
 }
 
-void clear(Stream stream, const Tensor& t) { set_bytes(stream, t.raw(), 0, t.bytes()); }
+void clear(Stream stream, const TensorColumns& x) {
+  const int64_t size = size_of(x.dtype());
+  set_bytes_of_rows(stream, x.raw(), 0, x.width * size, x.tensor.numel() / x.row_distance(), x.row_distance() * size);
+}
 
 /// Whether the tensor-core kernels compute such heads, of 16-bit numbers; the kernels of rows compute all.
 bool fits_tiles(const AttentionProblem& problem) {

@@ -36,6 +36,7 @@ struct CachedHeads {
 struct DecodeCall {
   CachedHeads heads;
   const float *q, *k, *v;  // k, v [batch, rows, width]
+  int64_t q_distance;      // from a sequence to the next
   float* o;
   const int64_t* position;
   int d_qk, d_v;
@@ -55,7 +56,7 @@ __global__ void attention_decode_kernel(const __grid_constant__ DecodeCall call)
   const HeadBands& head = table.heads[index];
   const Band* const bands = table.bands + head.first;
   const int64_t b = blockIdx.x / table.n_heads, bh = b * call.heads.n_heads + head.head, i = *call.position;
-  const float* const q = call.q + bh * call.d_qk;
+  const float* const q = call.q + b * call.q_distance + head.head * call.d_qk;
   const float* const k = call.k + b * call.heads.rows * call.d_qk;
   const float* const v = call.v + b * call.heads.rows * call.d_v;
 
@@ -91,8 +92,9 @@ __global__ void attention_decode_kernel(const __grid_constant__ DecodeCall call)
 
 struct StoreCall {
   CachedHeads heads;
-  const float* x;  // [batch, n_heads, width]
-  float* cache;    // [batch, rows, width]
+  const float* x;  // [batch, n_heads * width], sequences x_distance apart
+  int64_t x_distance;
+  float* cache;  // [batch, rows, width]
   const int64_t* position;
   int64_t n;
   int width;
@@ -105,7 +107,7 @@ __global__ void store_position_kernel(const __grid_constant__ StoreCall call) {
   const int index = blockIdx.x % table.n_heads;
   const HeadBands& head = table.heads[index];
   const int64_t b = blockIdx.x / table.n_heads;
-  const float* const x = call.x + (b * call.heads.n_heads + head.head) * call.width;
+  const float* const x = call.x + b * call.x_distance + head.head * call.width;
   const int64_t position = *call.position;
   for (int p = 0; p < head.end; ++p) {
     const View& view = table.bands[head.first + p].view;
@@ -156,11 +158,12 @@ void advance(Stream stream, const Tensor& position) {
   launch(stream, advance_kernel, dim3(1), dim3(1), 0, data<int64_t>(position));
 }
 
-void attention_decode(Stream stream, const Tensor& q, const Tensor& k_rows, const Tensor& v_rows,
+void attention_decode(Stream stream, const TensorColumns& q, const Tensor& k_rows, const Tensor& v_rows,
                       const Tensor& position, int64_t n, const DecodeStores& heads, const Tensor& o) {
-  const int64_t batch = q.dim(0);
+  const int64_t batch = o.dim(0);
   DecodeCall call{};
-  call.q = data<float>(q), call.k = data<float>(k_rows), call.v = data<float>(v_rows), call.o = data<float>(o);
+  call.q = data<float>(q.tensor) + q.first, call.q_distance = q.row_distance();
+  call.k = data<float>(k_rows), call.v = data<float>(v_rows), call.o = data<float>(o);
   call.position = data<int64_t>(position);
   call.d_qk = static_cast<int>(k_rows.dim(2)), call.d_v = static_cast<int>(v_rows.dim(2));
   call.scale = 1.0f / std::sqrt(static_cast<float>(call.d_qk));
@@ -171,11 +174,11 @@ void attention_decode(Stream stream, const Tensor& q, const Tensor& k_rows, cons
   }
 }
 
-void store_position(Stream stream, const Tensor& x, const Tensor& position, int64_t n, const DecodeStores& heads,
+void store_position(Stream stream, const TensorColumns& x, const Tensor& position, int64_t n, const DecodeStores& heads,
                     const Tensor& rows) {
-  const int64_t batch = x.dim(0);
+  const int64_t batch = rows.dim(0);
   StoreCall call{};
-  call.x = data<float>(x), call.cache = data<float>(rows);
+  call.x = data<float>(x.tensor) + x.first, call.x_distance = x.row_distance(), call.cache = data<float>(rows);
   call.position = data<int64_t>(position), call.n = n;
   call.width = static_cast<int>(rows.dim(2));
   for (const CachedHeads& cached : cached_heads(heads, n, rows.dim(1))) {

@@ -3,7 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -42,6 +44,34 @@ struct Inputs {
         v(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_v, 3)),
         d_o(random_numbers<T>(c.batch * c.n * c.n_heads * c.d_v, 4)) {}
 };
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+template <class T>
+bool same_bits(const Result<T>& a, const Result<T>& b) {
+  return same_bits(a.o, b.o) && same_bits(a.dq, b.dq) && same_bits(a.dk, b.dk) && same_bits(a.dv, b.dv);
+}
+
+/// q, k and v of every token side by side, as one product makes them, and apart again.
+template <class T>
+std::vector<T> side_by_side(const Case& c, const std::vector<T>& q, const std::vector<T>& k, const std::vector<T>& v) {
+  const int64_t row_qk = c.n_heads * c.d_qk, row_v = c.n_heads * c.d_v;
+  std::vector<T> qkv;
+  for (int64_t t = 0; t < c.batch * c.n; ++t)
+    for (const auto& [x, row] : {std::pair(&q, row_qk), std::pair(&k, row_qk), std::pair(&v, row_v)})
+      qkv.insert(qkv.end(), x->begin() + t * row, x->begin() + (t + 1) * row);
+  return qkv;
+}
+template <class T>
+std::array<std::vector<T>, 3> apart(const Case& c, const std::vector<T>& qkv) {
+  const std::array<int64_t, 3> rows{c.n_heads * c.d_qk, c.n_heads * c.d_qk, c.n_heads * c.d_v};
+  std::array<std::vector<T>, 3> x;
+  for (auto at = qkv.begin(); at != qkv.end();)
+    for (size_t i = 0; i < x.size(); at += rows[i++]) x[i].insert(x[i].end(), at, at + rows[i]);
+  return x;
+}
 
 template <class T>
 std::vector<double> widened(const std::vector<T>& x) {

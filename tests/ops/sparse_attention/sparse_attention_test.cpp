@@ -177,9 +177,6 @@ TEST_CASE("sparse_attention: gradients match finite differences") {
 
 TEST_CASE_TEMPLATE("sparse_attention: the same bits for any number of threads and any run", T, float, bf16, double) {
   const int threads = omp_get_max_threads();
-  const auto same = [](const std::vector<T>& a, const std::vector<T>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-  };
   for (const Case& c : chosen_cases()) {
     CAPTURE(to_string(AttentionPattern{{c.pattern}}));
     omp_set_num_threads(1);
@@ -187,13 +184,27 @@ TEST_CASE_TEMPLATE("sparse_attention: the same bits for any number of threads an
     for (const int count : {2, 3, 2}) {
       omp_set_num_threads(count);
       const Result<T> several = run<T>(c);
-      CHECK(same(one.o, several.o));
-      CHECK(same(one.dq, several.dq));
-      CHECK(same(one.dk, several.dk));
-      CHECK(same(one.dv, several.dv));
+      CHECK(same_bits(one, several));
     }
   }
   omp_set_num_threads(threads);
+}
+
+TEST_CASE_TEMPLATE("sparse_attention: q, k and v side by side give the same bits as apart", T, float, double, bf16,
+                   f16) {
+  for (const Case& c : chosen_cases()) {
+    CAPTURE(to_string(AttentionPattern{{c.pattern}}));
+    const Inputs<T> in(c);
+    const Shape shape{c.batch, c.n, c.n_heads * (2 * c.d_qk + c.d_v)}, shape_v{c.batch, c.n, c.n_heads * c.d_v};
+    const Variable qkv(from_vector(side_by_side(c, in.q, in.k, in.v), shape), true);
+    leave_nan(shape, shape_v, dtype_of<T>);
+    const Variable o = sparse_attention(qkv, c.d_qk, c.pattern, c.n_heads);
+    leave_nan(shape, shape_v, dtype_of<T>);
+    backward(o, from_vector(in.d_o, shape_v));
+    const Result<T> expected = run<T>(c);
+    CHECK(same_bits(to_vector<T>(o.value()), expected.o));
+    CHECK(same_bits(to_vector<T>(qkv.grad()), side_by_side(c, expected.dq, expected.dk, expected.dv)));
+  }
 }
 
 TEST_CASE_TEMPLATE("sparse_attention: a query without keys gives zeros, lse = -inf and no gradient", T, float, double,
@@ -375,6 +386,12 @@ TEST_CASE("sparse_attention: bad arguments are named") {
   expect(i32, i32, i32, 1, "sparse_attention: q, k and v must be f32, bf16, f16 or f64, got i32");
   CHECK_THROWS_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), Variable(zeros({1, 2, 4}, DType::f64)), dense, 1),
                   Error);
+  CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 8}), 2, dense, 2),
+                       "sparse_attention: qkv must be [batch, n_ctx, n_heads * (2 d_qk + d_v)] with n_heads = 2, d_qk "
+                       "= 2 and d_v of 1 or more, got [1, 2, 8]",
+                       Error);
+  CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 8}), 0, dense, 2),
+                       "sparse_attention: d_qk must be at least 1, got 0", Error);
   CHECK_THROWS_WITH_AS(sparse_attention(f32({1, 2, 4}), f32({1, 2, 4}), f32({1, 2, 4}), {{{Local{0}}}}, 1),
                        "local: window must be at least 1, got 0", UsageError);
 }
