@@ -83,7 +83,8 @@ Layout layout_of(const std::vector<ParameterSpec>& specs) {
 
 }  // namespace
 
-Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype, Device device)
+Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype, Device device,
+                       DType rounded)
     : count_(count_parameters(specs)) {
   Layout layout = layout_of(specs);
   entries_ = std::move(layout.entries);
@@ -92,6 +93,7 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
   {
     const MemoryScope scope(MemoryCategory::parameters);
     values_ = zeros(Shape{size}, dtype, device);
+    if (is_16_bit(rounded)) rounded_ = empty(Shape{size}, rounded, device);
   }
   {
     const MemoryScope scope(MemoryCategory::gradients);
@@ -111,7 +113,11 @@ Parameters::Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, D
   }
   if (device != kCpu) copy(host, values_);
   for (std::vector<Entry>* pieces : {&leaves_, &entries_})
-    for (Entry& x : *pieces) x.variable = Variable(values_.view(x.offset, x.shape), gradients_.view(x.offset, x.shape));
+    for (Entry& x : *pieces) {
+      x.variable = Variable(values_.view(x.offset, x.shape), gradients_.view(x.offset, x.shape));
+      if (rounded_.defined()) x.variable.keep_rounded(rounded_.view(x.offset, x.shape));
+    }
+  update_rounded();
 }
 
 const Variable& Parameters::operator[](const std::string& name) const {
@@ -119,6 +125,10 @@ const Variable& Parameters::operator[](const std::string& name) const {
     for (const Entry& x : *pieces)
       if (x.name == name) return x.variable;
   fail("Parameters: there is no parameter ", name);
+}
+
+void Parameters::update_rounded() const {
+  if (rounded_.defined()) copy(values_, rounded_);
 }
 
 void Parameters::clear_gradients() const { fill(gradients_, 0.0); }

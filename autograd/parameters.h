@@ -21,6 +21,9 @@ struct ParameterSpec {
 /// Values and gradients of all parameters, each in one flat buffer, with a Variable on each piece. Leaves, which are
 /// what operations read, begin at multiples of 32 elements; the padding between them is zero and stays zero. A leaf is
 /// a parameter, or several whose rows follow each other.
+///
+/// Beside activations of 16 bits a third buffer has the values in their dtype, for the products (Variable::value_for).
+/// Adam and Ema keep it up to date; whoever else writes values calls update_rounded().
 class Parameters {
  public:
   struct Entry {
@@ -34,7 +37,9 @@ class Parameters {
   ///
   /// Waves make rows near each other alike: x[r, j] = init_std sqrt(2) cos(w_j r + phase_j), phase uniform, w
   /// log-uniform from half a period over all rows to 16 periods, at most half a period from a row to the next.
-  Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
+  /// `rounded` is bf16 or f16 to keep the copy in; else there is none.
+  Parameters(const std::vector<ParameterSpec>& specs, uint64_t seed, DType dtype = DType::f32, Device device = kCpu,
+             DType rounded = DType::f32);
 
   const std::vector<Entry>& entries() const { return entries_; }  // the parameters, in the order of the specs
   const std::vector<Entry>& leaves() const { return leaves_; }    // by offset
@@ -44,6 +49,9 @@ class Parameters {
 
   const Tensor& values() const { return values_; }        // flat, padding included
   const Tensor& gradients() const { return gradients_; }  // flat, as values
+  const Tensor& rounded() const { return rounded_; }      // the same, or undefined
+
+  void update_rounded() const;
 
   /// Number of parameters, padding excluded.
   int64_t count() const { return count_; }
@@ -52,7 +60,7 @@ class Parameters {
 
  private:
   std::vector<Entry> entries_, leaves_;
-  Tensor values_, gradients_;
+  Tensor values_, gradients_, rounded_;
   int64_t count_ = 0;
 };
 

@@ -38,6 +38,7 @@ struct GradientLink {
   bool requires_grad = false;
   bool grad_is_view = false;   // the gradient is a piece of a larger buffer
   Sum grad;                    // of a leaf
+  Tensor rounded;              // copy of a leaf's value, if one is kept
   std::shared_ptr<Node> node;  // of what an operation made
   size_t output = 0;           // which of the node's outputs
 };
@@ -92,6 +93,17 @@ Variable::Variable(Tensor value, Tensor grad) : Variable(std::move(value), true)
         dtype(), ' ', shape(), " on ", device(), ", got ", grad.dtype(), ' ', grad.shape(), " on ", grad.device());
   link_->grad = {std::move(grad), true};
   link_->grad_is_view = true;
+}
+
+const Tensor& Variable::value_for(DType dtype) const {
+  check(defined(), "Variable: undefined");
+  return link_->rounded.defined() && link_->rounded.dtype() == dtype ? link_->rounded : value_;
+}
+
+void Variable::keep_rounded(Tensor copy) const {
+  check(copy.shape() == shape() && copy.device() == device(), "Variable: the copy must be ", shape(), " on ", device(),
+        ", got ", copy.shape(), " on ", copy.device());
+  link_->rounded = std::move(copy);
 }
 
 bool Variable::requires_grad() const {

@@ -58,6 +58,13 @@ class Variable {
     check(defined(), "Variable: undefined");
     return value_;
   }
+
+  /// What products with activations of `dtype` read: the copy that is kept in that dtype, or else the value.
+  const Tensor& value_for(DType dtype) const;
+
+  /// Keeps a copy of the value, rounded to another dtype. Whoever writes the value writes the copy.
+  void keep_rounded(Tensor copy) const;
+
   const Shape& shape() const { return value().shape(); }
   int64_t dim(int64_t i) const { return value().dim(i); }
   int64_t numel() const { return value().numel(); }

@@ -232,18 +232,15 @@ Work adam(int64_t count) {
   struct State {
     Parameters parameters;
     Adam adam;
-    Tensor squares, rounded;
+    Tensor squares;
     explicit State(int64_t n)
-        : parameters({{"weight", {n / 512, 512}, 0.0, 0.5}}, /*seed=*/1, DType::f32, kCuda),
+        : parameters({{"weight", {n / 512, 512}, 0.0, 0.5}}, /*seed=*/1, DType::f32, kCuda, /*rounded=*/DType::bf16),
           adam(parameters, {}),
-          squares(gradient_sum_of_squares(parameters)),
-          rounded(empty(parameters.values().shape(), DType::bf16, kCuda)) {}
+          squares(gradient_sum_of_squares(parameters)) {}
   };
   const auto state = std::make_shared<State>(count);
-  return {
-      0, 30.0 * static_cast<double>(count), [state] {
-        state->adam.step({.lr = 1e-4, .sum_of_squares = state->squares, .max_norm = 1.0, .rounded = state->rounded});
-      }};
+  return {0, 30.0 * static_cast<double>(count),
+          [state] { state->adam.step({.lr = 1e-4, .sum_of_squares = state->squares, .max_norm = 1.0}); }};
 }
 
 std::vector<Row> all_rows(bool small) {

@@ -146,6 +146,7 @@ void enliven(const Parameters& parameters) {
     copy(values, entry.variable.value());
     ++index;
   }
+  parameters.update_rounded();
 }
 
 /// Weights and tokens, and the logits of the first sequence.

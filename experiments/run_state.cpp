@@ -324,6 +324,7 @@ CheckpointSource find_checkpoint(const fs::path& path, Weights weights, const st
 
 void load_weights(const fs::path& file, const SparseTransformer& model) {
   read_all(Archive(file), named_views(model.parameters(), model.parameters().values()));
+  model.parameters().update_rounded();
 }
 
 void save_weights(const fs::path& file, const SparseTransformer& model) {

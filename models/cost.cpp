@@ -83,7 +83,7 @@ std::array<int64_t, kMemoryCategories> training_bytes(const ModelConfig& config,
                 below + last + element * config.ff_width() + d_branch, below + last - inside + 7 * d + 4 * d_qk});
 
   std::array<int64_t, kMemoryCategories> bytes{};
-  bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat;
+  bytes[static_cast<size_t>(MemoryCategory::parameters)] = flat + (is_16_bit(setup.dtype) ? element * flat / wide : 0);
   bytes[static_cast<size_t>(MemoryCategory::gradients)] = flat;
   bytes[static_cast<size_t>(MemoryCategory::optimizer)] = (setup.ema ? 3 : 2) * flat;
   bytes[static_cast<size_t>(MemoryCategory::activations)] = tokens * worst;

@@ -82,7 +82,7 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config) {
 SparseTransformer::SparseTransformer(const ModelConfig& config, uint64_t seed, DType dtype, Device device)
     : config_(config),
       dtype_(dtype),
-      parameters_(parameter_specs(config), seed, accumulation_dtype(dtype), device),
+      parameters_(parameter_specs(config), seed, accumulation_dtype(dtype), device, /*rounded=*/dtype),
       token_(parameters_["embedding.token"]),
       start_(parameters_["embedding.start"]),
       norm_gain_(parameters_["norm.gain"]),

@@ -22,7 +22,8 @@ std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
 class SparseTransformer {
  public:
   /// Validates the configuration, allocates and initializes. Logits begin at zero, so the first loss is ln n_vocab.
-  /// Activations are of `dtype`; parameters too, except that they are f32 beside bf16 and f16, Sec. 5.6.
+  /// Activations are of `dtype`; parameters too, except that they are f32 beside bf16 and f16, with a copy in that
+  /// dtype for the products, Sec. 5.6.
   SparseTransformer(const ModelConfig& config, uint64_t seed, DType dtype = DType::f32, Device device = kCpu);
 
   SparseTransformer(const SparseTransformer&) = delete;

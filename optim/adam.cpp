@@ -56,7 +56,7 @@ void Adam::step(const AdamStep& step) {
   const Tensor average = step.ema ? step.ema->average() : Tensor();
   LACUNA_DISPATCH(parameters_.values().device(), adam_update, factors,
                   AdamBuffers{pieces_, parameters_.gradients(), parameters_.values(), exp_avg_, exp_avg_sq_,
-                              step.sum_of_squares, average, step.rounded});
+                              step.sum_of_squares, average, parameters_.rounded()});
 }
 
 }  // namespace lacuna

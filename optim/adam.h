@@ -18,7 +18,6 @@ struct AdamStep {
   Tensor sum_of_squares = {};   // of the gradients (gradient_sum_of_squares): with it they are clipped to max_norm after
   double max_norm = 0.0;        // the scaling, and when it is not finite nothing is updated
   Ema* ema = nullptr;           // updated in the same pass
-  Tensor rounded = {};          // flat, bf16 or f16: gets the new values
 };
 
 /// Adam (Kingma & Ba 2015) with bias correction and decoupled decay (Loshchilov & Hutter 2019):
@@ -33,8 +32,8 @@ class Adam {
   /// Throws UsageError for a factor out of range. `parameters` must live as long as this.
   Adam(const Parameters& parameters, const AdamConfig& config);
 
-  /// One update of all parameters from their gradients, in one pass over memory; t counts from 1. Enqueued on a GPU:
-  /// nothing waits for the norm.
+  /// One update of all parameters, and of their rounded copy, from their gradients, in one pass over memory; t counts
+  /// from 1. Enqueued on a GPU: nothing waits for the norm.
   void step(const AdamStep& step);
   void step(double lr, double scale = 1.0) { step(AdamStep{.lr = lr, .scale = scale}); }
 

@@ -29,6 +29,9 @@ void Ema::update() {
   LACUNA_DISPATCH(average_.device(), average_update, next_decay(), parameters_.values(), average_);
 }
 
-void Ema::swap() const { LACUNA_DISPATCH(average_.device(), exchange, parameters_.values(), average_); }
+void Ema::swap() const {
+  LACUNA_DISPATCH(average_.device(), exchange, parameters_.values(), average_);
+  parameters_.update_rounded();
+}
 
 }  // namespace lacuna

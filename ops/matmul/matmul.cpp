@@ -43,18 +43,18 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
   y_dims.back() = d_out;
   for (size_t i = 0; i + 1 < y_dims.size(); ++i) rows *= y_dims[i];
 
-  const Tensor x_rows = x.value().reshape({rows, d_in});
+  const Tensor x_rows = x.value().reshape({rows, d_in}), w = weight.value_for(x.dtype());
   Tensor y = empty({rows, d_out}, x.dtype(), x.device());
-  LACUNA_DISPATCH(x.device(), linear, x_rows, weight.value(), bias.defined() ? bias.value() : Tensor(), y);
+  LACUNA_DISPATCH(x.device(), linear, x_rows, w, bias.defined() ? bias.value_for(x.dtype()) : Tensor(), y);
 
-  auto backward = [x_rows, weight = weight.value(), x_shape = x.shape()](const Tensor& dy, const Needs& needs) {
-    const int64_t rows = x_rows.dim(0), d_out = weight.dim(0), d_in = weight.dim(1);
+  auto backward = [x_rows, w, x_shape = x.shape(), dtype = weight.dtype()](const Tensor& dy, const Needs& needs) {
+    const int64_t rows = x_rows.dim(0), d_out = w.dim(0), d_in = w.dim(1);
     const Tensor dy_rows = dy.reshape({rows, d_out});
     Grads grads(3);
-    if (needs.wants(0)) grads[0] = product(false, dy_rows, false, weight, rows, d_in, dy.dtype()).reshape(x_shape);
-    if (needs.wants(2)) grads[2] = empty({d_out}, weight.dtype(), dy.device());
+    if (needs.wants(0)) grads[0] = product(false, dy_rows, false, w, rows, d_in, dy.dtype()).reshape(x_shape);
+    if (needs.wants(2)) grads[2] = empty({d_out}, dtype, dy.device());
     const Tensor buffer = needs.accumulator(1);
-    if (needs.wants(1) && !buffer.defined()) grads[1] = empty({d_out, d_in}, weight.dtype(), dy.device());
+    if (needs.wants(1) && !buffer.defined()) grads[1] = empty({d_out, d_in}, dtype, dy.device());
     LACUNA_DISPATCH(dy.device(), linear_gradients, dy_rows, x_rows, buffer.defined() ? 1.0 : 0.0,
                     buffer.defined() ? buffer : grads[1], grads[2]);
     return grads;

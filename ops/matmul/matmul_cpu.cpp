@@ -163,8 +163,10 @@ void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool trans
 
 void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
   if (is_16_bit(x.dtype()))
-    return write_rounded(
-        y, [&](const Tensor& wide) { linear(stream, widened(x), rounded(weight, x.dtype()), bias, wide); });
+    return write_rounded(y, [&](const Tensor& wide) {
+      linear(stream, widened(x), rounded(weight, x.dtype()), bias.defined() ? rounded(bias, x.dtype()) : Tensor(),
+             wide);
+    });
   const int64_t rows = y.dim(0), d_in = x.dim(1), d_out = y.dim(1);
   if (y.dtype() == DType::f32 && rows >= kMatmulRows && d_in > 0 && d_out > 0) {
     const float *const px = x.data<float>(), *const pw = weight.data<float>(),

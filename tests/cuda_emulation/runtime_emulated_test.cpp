@@ -128,10 +128,9 @@ struct Optimized {
 
 // Three clipped steps with the same gradients on any device and in any dtype.
 Optimized optimize(DType dtype, Device device, DType rounded_dtype) {
-  const Parameters parameters(specs(), /*seed=*/1, dtype, device);
+  const Parameters parameters(specs(), /*seed=*/1, dtype, device, rounded_dtype);
   Adam adam(parameters, {.weight_decay = 0.1});
   Ema ema(parameters, 0.9);
-  const Tensor rounded = device == kCuda ? zeros(parameters.values().shape(), rounded_dtype, device) : Tensor();
   for (int64_t step = 0; step < 3; ++step) {
     for (const Parameters::Entry& entry : parameters.entries())
       copy(to_device(random_tensor(entry.shape, dtype, static_cast<uint64_t>(10 * step + entry.shape.rank()), 0.1),
@@ -141,11 +140,11 @@ Optimized optimize(DType dtype, Device device, DType rounded_dtype) {
                .scale = 0.5,
                .sum_of_squares = gradient_sum_of_squares(parameters),
                .max_norm = 1.0,
-               .ema = &ema,
-               .rounded = rounded});
+               .ema = &ema});
   }
   return {to_device(parameters.values(), kCpu), to_device(adam.exp_avg(), kCpu), to_device(adam.exp_avg_sq(), kCpu),
-          to_device(ema.average(), kCpu), rounded.defined() ? to_device(rounded, kCpu) : Tensor()};
+          to_device(ema.average(), kCpu),
+          parameters.rounded().defined() ? to_device(parameters.rounded(), kCpu) : Tensor()};
 }
 
 TEST_CASE("gpu adam: unscale, clip, update, average and round in one launch, as the CPU in f64") {

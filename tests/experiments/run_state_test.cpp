@@ -51,6 +51,16 @@ TEST_CASE("checkpoint: a run comes back bit for bit") {
   CHECK(weights.metadata() == to_strings(saved.state.config.model));
 }
 
+TEST_CASE("checkpoint: what is loaded is rounded for the products too") {
+  const TemporaryFolder folder;
+  ExperimentConfig config = tiny_config();
+  config.train.dtype = DType::bf16;
+  TinyRun saved(1, config), loaded(2, config);
+  const fs::path checkpoint = save_checkpoint(folder.path(), saved.state, saved.tensors());
+  load_checkpoint(checkpoint, verify_checkpoint(checkpoint), loaded.tensors());
+  CHECK(same_bits(loaded.model.parameters().rounded(), saved.model.parameters().rounded()));
+}
+
 TEST_CASE("checkpoint: saving a step again replaces it") {
   const TemporaryFolder folder;
   TinyRun run(1);

@@ -34,6 +34,7 @@ struct TinyRun {
         for (int64_t i = entry.offset; i < entry.offset + entry.shape.numel(); ++i)
           flat.data<float>()[i] = static_cast<float>(Rng(seed, RandomPurpose::test).uniform({.op = op}, i));
     }
+    model.parameters().update_rounded();
   }
 
   RunTensors tensors() { return {model, adam, &ema}; }

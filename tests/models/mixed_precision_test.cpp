@@ -7,8 +7,10 @@
 #include "optim/clip.h"
 #include "optim/loss_scaler.h"
 #include "tests/models/tiny_models.h"
+#include "tests/support/tensors.h"
 
 namespace lacuna {
+using test::same_bits;
 namespace {
 
 /// The losses of a small model with dropout that learns one text by heart, in nats, step by step.
@@ -43,6 +45,34 @@ TEST_CASE("mixed precision: parameters, gradients and loss are f32, whatever the
     CHECK(loss.dtype() == DType::f32);
     CHECK(elements(loss.value())[0] == doctest::Approx(std::log(11.0)).epsilon(1e-7));  // logits begin at zero
   }
+}
+
+TEST_CASE("mixed precision: the copy that products read is that of the weights, whoever changed them") {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const SparseTransformer model(tiny_config("dense"), 1, dtype);
+    const Parameters& parameters = model.parameters();
+    const auto is_current = [&] { return same_bits(parameters.rounded(), to_dtype(parameters.values(), dtype)); };
+    CHECK(is_current());
+    Adam adam(parameters, {});
+    Ema ema(parameters, 0.5);
+    const Tensor tokens = random_tokens(2, 23, 11), first = clone(parameters.rounded());
+    for (int64_t step = 0; step < 2; ++step) {
+      parameters.clear_gradients();
+      backward(model.loss(tokens, {}));
+      adam.step({.lr = 0.1, .ema = &ema});
+      CHECK(is_current());
+    }
+    CHECK(!same_bits(parameters.rounded(), first));
+    const Tensor last = clone(parameters.rounded());
+    ema.swap();
+    CHECK(is_current());
+    CHECK(!same_bits(parameters.rounded(), last));
+    ema.swap();
+    CHECK(same_bits(parameters.rounded(), last));
+    perturb(model);
+    CHECK(is_current());
+  }
+  CHECK(!SparseTransformer(tiny_config("dense"), 1).parameters().rounded().defined());
 }
 
 TEST_CASE("mixed precision: the curves of bf16 and f16 stay in a band around that of f32") {
@@ -84,6 +114,7 @@ TEST_CASE("mixed precision: sampling computes in f32, where q k^T beyond f16 is 
       const Tensor& w = m->parameters()[name].value();
       for (int64_t i = 0; i < w.numel(); ++i) w.data<float>()[i] *= 3000.0f;
     }
+    m->parameters().update_rounded();
   }
   Decoder decoder(model, 2), reference(exact, 2);
   for (int64_t t = 0; t < 5; ++t) {

@@ -51,6 +51,7 @@ inline void perturb(const SparseTransformer& model, double scale = 0.3) {
       noise[e] = scale * rng.normal({.op = static_cast<int64_t>(i)}, static_cast<int64_t>(e));
     add_in_place(value, to_dtype(from_vector(noise, value.shape()), value.dtype()));
   }
+  model.parameters().update_rounded();
 }
 
 inline Tensor random_tokens(int64_t batch, int64_t n, int64_t n_vocab) {

@@ -167,6 +167,28 @@ TEST_CASE("linear: adds the weight's gradient to the buffer it views, skips what
   }
 }
 
+TEST_CASE("linear: weight and bias are rounded to the dtype of x, and read from their copies where there are any") {
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::vector<Tensor> in = random_inputs(6, 5, 4, DType::f32);
+    const Tensor dy = to_dtype(random_tensor({6, 4}, DType::f32, 4), dtype);
+    const auto run = [&](const std::vector<Tensor>& values, const std::vector<Tensor>& copies) {
+      const Variable x(to_dtype(in[0], dtype), true), weight(values[0], true), bias(values[1], true);
+      if (!copies.empty()) weight.keep_rounded(copies[0]), bias.keep_rounded(copies[1]);
+      const Variable y = linear(x, weight, bias);
+      backward(y, dy);
+      return std::vector<Tensor>{y.value(), x.grad(), weight.grad(), bias.grad()};
+    };
+    const std::vector<Tensor> rounded{to_dtype(in[1], dtype), to_dtype(in[2], dtype)},
+        widened{to_dtype(rounded[0], DType::f32), to_dtype(rounded[1], DType::f32)},
+        zero{zeros_like(in[1]), zeros_like(in[2])};
+    const std::vector<Tensor> expected = run(widened, {}), without = run({in[1], in[2]}, {}), with = run(zero, rounded);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      CHECK(same_bits(without[i], expected[i]));
+      CHECK(same_bits(with[i], expected[i]));
+    }
+  }
+}
+
 TEST_CASE("linear: the same bits on any number of threads") {
   const std::vector<Tensor> in = random_inputs(300, 70, 90, DType::f64);
   const Tensor dy = random_tensor({300, 90}, DType::f64, 4);
