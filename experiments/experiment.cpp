@@ -52,7 +52,8 @@ int run_experiment(const Experiment& experiment, int argc, char** argv) {
   };
   try {
     const Options options = parse_options({experiment.program, experiment.summary, experiment.data_help,
-                                           experiment.prompt_help, experiment.default_preset},
+                                           experiment.prompt_help, experiment.default_preset,
+                                           !experiment.default_data.empty()},
                                           std::vector<std::string>(argv, argv + argc));
     set_threads(options.threads);
     switch (options.command) {

@@ -28,6 +28,11 @@ std::string preset_list(const std::string& program) {
   return list;
 }
 
+// `train` as an example begins, with what cannot be left out.
+std::string train_example(const ProgramHelp& help) {
+  return concat(help.program, " train", help.has_default_data ? "" : " --data FOLDER");
+}
+
 std::string program_help(const ProgramHelp& help) {
   const std::string& p = help.program;
   return concat(
@@ -41,11 +46,11 @@ std::string program_help(const ProgramHelp& help) {
       help.default_preset, ")\n", preset_list(p),
       "\nExamples\n"
       "  ",
-      p, " train                                train the ", help.default_preset,
+      train_example(help), "                                train the ", help.default_preset,
       " preset\n"
       "  ",
-      p,
-      " train --steps 1000 --set lr=1e-3     change the recipe\n"
+      train_example(help),
+      " --steps 1000 --set lr=1e-3     change the recipe\n"
       "  ",
       p,
       " sample --temperature 0.9             draw from the run just trained\n"
@@ -185,7 +190,7 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
       app.add_option("--zero", raw.zero, "0: every process holds all optimizer state");
       app.add_flag("--dry-run", o.dry_run, "check configuration and data, print the plan, write nothing");
       app.add_flag("--print-config", o.print_config, "print the configuration as TOML and stop");
-      example = concat(p, " train --out runs/long --steps 5000 --set train.lr=1e-3");
+      example = concat(train_example(help), " --out runs/long --steps 5000 --set train.lr=1e-3");
       break;
     case Command::eval:
       app.description("Bits per dim of a checkpoint on a split.");

@@ -55,6 +55,7 @@ struct Options {
 /// What the command line needs to know of a program to describe it.
 struct ProgramHelp {
   std::string program, summary, data_help, prompt_help, default_preset;
+  bool has_default_data = true;  // train works without --data
 };
 
 /// Parses a command line. Throws UsageError for an unknown command or flag (with a suggestion), a missing or malformed

@@ -68,6 +68,16 @@ TEST_CASE("options: help is text, not an error") {
   }
   CHECK(contains(parse({"--help"}).help, "Exit codes"));
   CHECK(contains(parse({"--version"}).help, "lacuna"));
+
+  const ProgramHelp needs_data{"cifar10", "images", "a folder", "a file", "laptop", /*has_default_data=*/false};
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"cifar10", "--help"},
+                                                    std::vector<std::string>{"cifar10", "train", "--help"}}) {
+    const std::string help = parse_options(needs_data, arguments).help;
+    CHECK(contains(help, "cifar10 train --data FOLDER"));  // an example must work as it stands
+    CHECK_FALSE(contains(help, "cifar10 train --steps"));
+    CHECK_FALSE(contains(help, "cifar10 train --out"));
+  }
+  CHECK_FALSE(contains(parse({"--help"}).help, "--data FOLDER"));
 }
 
 TEST_CASE("options: misuse is an error that says what to do") {
