@@ -2,11 +2,13 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
 #include "core/error.h"
 #include "core/file.h"
 #include "experiments/environment.h"
+#include "experiments/flag_errors.h"
 #include "experiments/parse.h"
 #include "experiments/presets.h"
 
@@ -35,6 +37,15 @@ std::string train_example(const ProgramHelp& help) {
 
 std::string program_help(const ProgramHelp& help) {
   const std::string& p = help.program;
+  const std::string paper = all_presets().front().config.program == p ? "cifar10-59m-strided" : "enwik8-95m-fixed";
+  const std::pair<std::string, std::string> rows[] = {
+      {train_example(help), concat("train the ", help.default_preset, " preset")},
+      {train_example(help) + " --steps 1000 --set lr=1e-3", "change the recipe"},
+      {p + " sample --temperature 0.9", "draw from the run just trained"},
+      {concat(p, " plan --preset ", paper, " --device-memory 80G"), "does it fit?"},
+  };
+  std::string examples;
+  for (const auto& [command, purpose] : rows) examples += fmt::format("  {:<62}  {}\n", command, purpose);
   return concat(
       p, ": ", help.summary, "\n\nUsage: ", p, " <command> [flags]\n\nCommands\n",
       "  train   train, evaluate, sample, save; a repeated command resumes\n"
@@ -43,22 +54,8 @@ std::string program_help(const ProgramHelp& help) {
       "  plan    parameters, arithmetic and memory of a configuration, before anything is allocated\n"
       "  parity  loss, logits and every gradient for given tokens, to compare with another implementation\n"
       "\nPresets (--preset, default ",
-      help.default_preset, ")\n", preset_list(p),
-      "\nExamples\n"
-      "  ",
-      train_example(help), "                                train the ", help.default_preset,
-      " preset\n"
-      "  ",
-      train_example(help),
-      " --steps 1000 --set lr=1e-3     change the recipe\n"
-      "  ",
-      p,
-      " sample --temperature 0.9             draw from the run just trained\n"
-      "  ",
-      p, " plan --preset ", all_presets().front().config.program == p ? "cifar10-59m-strided" : "enwik8-95m-fixed",
-      " --device-memory 80G\n"
-      "\n",
-      p, " <command> --help lists the flags of a command; ", p,
+      help.default_preset, ")\n", preset_list(p), "\nExamples\n", examples, "\n", p,
+      " <command> --help lists the flags of a command; ", p,
       " --version the version.\n"
       "Exit codes: 0 done or stopped cleanly, 1 failure, 2 misuse or bad configuration, 128+n ended by signal n.\n");
 }
@@ -239,7 +236,7 @@ Options parse_options(const ProgramHelp& help, const std::vector<std::string>& a
     o.help = app.help();
     return o;
   } catch (const CLI::ParseError& error) {
-    throw UsageError(error.what());
+    throw UsageError(explain(error, app));
   }
   const std::vector<std::string> extras = app.remaining();
   if (!extras.empty()) {

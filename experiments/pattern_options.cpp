@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "experiments/environment.h"
+#include "experiments/flag_errors.h"
 #include "experiments/parse.h"
 #include "experiments/presets.h"
 
@@ -254,7 +255,7 @@ PatternOptions parse_pattern_options(const std::vector<std::string>& arguments) 
     o.help = app.help();
     return o;
   } catch (const CLI::ParseError& error) {
-    throw UsageError(error.what());
+    throw UsageError(explain(error, app));
   }
   for (const std::string& extra : app.remaining()) {
     std::vector<std::string> flags;
