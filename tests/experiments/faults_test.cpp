@@ -161,6 +161,45 @@ TEST_CASE("train: a full disk ends the run with a message, and no checkpoint is 
   expect(command, 0, "from here on train.steps: 20 -> 24");
 }
 
+// Runs $3... on a small disk mounted at $1, which only its processes see, then for 24 steps instead of 20: with the
+// disk full, with 64 KiB free, whose outcome is copied to $2, and with space again.
+constexpr const char* kOnSmallDisk = R"(
+mount -t tmpfs -o size=4M tmpfs "$1" || exit 99
+cd "$1" && kept=$2 && shift 2
+fill_but() { rm -f fill; head -c $(($(df -k --output=avail . | tail -n 1) - $1))K /dev/zero >fill; }
+further() { "${@/#20/24}"; echo "code $?"; }
+"$@" >&2 || exit 98
+fill_but 0; further "$@"
+fill_but 64; further "$@"
+cp -r out "$kept"
+rm fill; further "$@"
+)";
+
+TEST_CASE("train: on a disk without space a run says so, keeps its checkpoint, and goes on when there is space again") {
+  const TemporaryFolder folder;
+  write_text(folder);
+  const fs::path disk = folder.path() / "disk", kept = folder.path() / "kept";
+  fs::create_directory(disk);
+  const Outcome outcome = run(Strings{"unshare", "--user", "--map-root-user", "--mount", "bash", "-c", kOnSmallDisk,
+                                      "bash", disk.string(), kept.string()} +
+                              tiny_train(folder, "disk/out"));
+  CAPTURE(outcome.out);
+  CAPTURE(outcome.err);
+  if (outcome.code != 0 && outcome.code != 98) {
+    MESSAGE("not tried, because this system lets us mount nothing: " << outcome.err);
+    return;
+  }
+  std::string codes;
+  for (size_t at = 0; (at = outcome.out.find("code ", at)) != std::string::npos; ++at) codes += outcome.out[at + 5];
+  CHECK(codes == "110");
+  CHECK(contains(outcome.err, "cannot write: No space left on device"));
+  CHECK(contains(outcome.err, "out/checkpoints: a checkpoint needs "));
+  CHECK(newest_step(kept) == 20);
+  CHECK(newest_good_checkpoint(kept / "checkpoints").rejected.empty());
+  CHECK_FALSE(has_leftovers(kept));
+  CHECK(contains(read_file(kept / "errors" / "rank-00000.json"), "a checkpoint needs "));
+}
+
 TEST_CASE("train: a loss that is not finite stops the run and names step and tensor") {
   const TemporaryFolder folder;
   write_text(folder);
