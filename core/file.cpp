@@ -78,6 +78,7 @@ AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
   check(path.has_filename(), "AtomicFile: needs the name of a file, got '", path.string(), "'");
   std::error_code none;  // what cannot be looked at cannot be created either, and that says why
   const std::filesystem::file_status status = std::filesystem::status(path, none);
+  check(!std::filesystem::is_directory(status), path.string(), ": must be a regular file, is a folder");
   check(!std::filesystem::is_other(status), path.string(), ": must be a regular file, is a device, pipe or socket");
   if (std::filesystem::is_regular_file(status)) path_ = std::filesystem::canonical(path);  // the rename follows no link
   static std::atomic<int64_t> count{0};  // two writers of one process never share a temporary file

@@ -3,16 +3,31 @@
 #include <iostream>
 #include <new>
 
+#include <nlohmann/json.hpp>
+
 #include "core/error.h"
 #include "experiments/environment.h"
 #include "experiments/signals.h"
 
 namespace lacuna {
 namespace fs = std::filesystem;
+namespace {
+
+bool is_utf8(const std::string& text) {
+  try {
+    return !nlohmann::json(text).dump().empty();
+  } catch (const nlohmann::json::type_error&) {
+    return false;
+  }
+}
+
+}  // namespace
 
 std::unique_ptr<Dataset> open_dataset(const Experiment& experiment, ExperimentConfig& config) {
   if (config.data_path.empty()) config.data_path = experiment.default_data;
   check_usage(!config.data_path.empty(), experiment.missing_data);
+  check_usage(is_utf8(config.data_path), "--data ", config.data_path,
+              ": the path must be valid UTF-8, for config.toml and checkpoints name it; rename it, or link to it");
   std::unique_ptr<Dataset> data = experiment.open_data(config.data_path, config.model.n_ctx);
   check_usage(data->n_ctx() == config.model.n_ctx, "model.n_ctx must be ", data->n_ctx(), " for this data, got ",
               config.model.n_ctx);

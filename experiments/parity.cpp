@@ -49,6 +49,7 @@ int parity_command(const Experiment& experiment, const Options& options) {
   }
   const SparseTransformer& model = *loaded.model;
   const Tensor tokens = to_device(read_tokens(options, model.config()), model.parameters().values().device());
+  AtomicFile{options.out};  // if nothing can be written there it fails now, not after the passes
   const Run run{.training = false, .seed = loaded.config.train.seed};
   std::vector<NamedTensor> results;
   {

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "core/error.h"
+#include "core/file.h"
 #include "experiments/console.h"
 #include "experiments/experiment.h"
 #include "experiments/parse.h"
@@ -44,6 +45,7 @@ int sample_command(const Experiment& experiment, const Options& options) {
   Console console;
   const fs::path path =
       options.out.empty() ? free_path(loaded.weights, sample_extension(experiment.medium)) : options.out;
+  AtomicFile{path};  // if nothing can be written there it fails now, not after hours of drawing
   const auto begin = std::chrono::steady_clock::now();
   const Tensor tokens = sample(*loaded.model,
                                {.count = std::max<int64_t>(count, 1),

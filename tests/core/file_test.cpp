@@ -114,7 +114,7 @@ TEST_CASE("AtomicFile: places where no file can be") {
   expect_error("missing/state: cannot create: No such file or directory",
                [&] { write_file(folder.path() / "missing" / "state", "x"); });
   expect_error("file/state: cannot create: Not a directory", [&] { write_file(file / "state", "x"); });
-  expect_error("folder: cannot rename into place: Is a directory", [&] { write_file(folder.path() / "folder", "x"); });
+  expect_error("folder: must be a regular file, is a folder", [&] { write_file(folder.path() / "folder", "x"); });
   expect_error("needs the name of a file, got ''", [] { AtomicFile{fs::path()}; });
   CHECK(folder.count() == 2);
 }

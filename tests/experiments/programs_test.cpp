@@ -5,6 +5,7 @@
 
 #include "core/archive.h"
 #include "core/cuda/runtime.h"
+#include "experiments/environment.h"
 #include "tests/experiments/program_runs.h"
 
 namespace lacuna {
@@ -79,6 +80,7 @@ TEST_CASE("programs: bad data ends with a message that names it, before anything
   expect(train(kEnwik8, folder.write("short", std::string(300, 'x')),
                {"--set", "n_ctx=300", "--set", "position_extents=300"}),
          2, "300");
+  expect(train(kEnwik8, folder.write("lat\xe9n", std::string(5000, 'x'))), 2, "the path must be valid UTF-8");
   expect(train(kCifar10, "/nonexistent"), 1, "/nonexistent");
   folder.write("cifar/data_batch_1.bin", "too short");
   for (const char* name :
@@ -158,6 +160,13 @@ TEST_CASE("train: a run leaves what the documentation promises, and eval and sam
          "--length must be at most the model's n_ctx = 64");
   expect({kEnwik8, "sample", "--checkpoint", run_folder, "--length", "5", "--prompt", "12345"}, 2, "leaves nothing");
 
+  const fs::path folder_in_the_way = folder.path() / "folder";
+  fs::create_directory(folder_in_the_way);
+  const Outcome nowhere = run({kEnwik8, "sample", "--checkpoint", run_folder, "--out", folder_in_the_way.string()});
+  CHECK(nowhere.code == 1);
+  CHECK(contains(nowhere.err, "folder: must be a regular file, is a folder"));
+  CHECK(nowhere.out.empty());  // before anything is drawn
+
   // A changed configuration is refused with the difference; more steps are not a change.
   const Outcome changed = run(tiny_train(folder, "out", {"--set", "d_model=32", "--seed", "2"}));
   CHECK(changed.code == 2);
@@ -173,6 +182,21 @@ TEST_CASE("train: a run leaves what the documentation promises, and eval and sam
   CHECK(weights_of(out) == weights);
   CHECK(weights_of(out / "previous-1") == weights);
   CHECK(read_file(out / "previous-1" / "metrics.jsonl") == metrics);
+}
+
+TEST_CASE("train: a progress bar on a terminal, plain lines elsewhere") {
+  const TemporaryFolder folder;
+  write_text(folder);
+  const Outcome lines = run(tiny_train(folder, "lines"));
+  CHECK(contains(lines.out, "step 1/20  8.0000 bits per byte  "));
+  CHECK(lines.out.find_first_of("\r\033") == std::string::npos);
+  const Outcome bar = run({"env", "TERM=xterm", "script", "-qec", quote_command(tiny_train(folder, "bar")),
+                           "/dev/null"});  // has a terminal
+  CAPTURE(bar.out);
+  CHECK(bar.code == 0);
+  CHECK(contains(bar.out, "\r\033[Kstep 1/20 "));
+  CHECK(contains(bar.out, "─"));
+  CHECK(contains(bar.out, " tokens/s  "));
 }
 
 TEST_CASE("train: micro-batches give the same gradient up to rounding; f64 trains too") {
