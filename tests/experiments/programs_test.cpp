@@ -53,7 +53,7 @@ TEST_CASE("programs: misuse ends with code 2 and says what to do") {
   expect({kEnwik8, "train", "--zero", "1"}, 2, "not in this build");
   expect({kEnwik8, "train", "--dtype", "u8"}, 2, "--dtype must be f32, f64, bf16 or f16");
   expect({kEnwik8, "train", "--set", "n_heads=5"}, 2, "d_model must be a multiple of n_heads = 5");
-  expect({kEnwik8, "train", "--set", "attention=column(stride=0)"}, 2, "stride");
+  expect({kEnwik8, "train", "--set", "attention=column(stride=0)"}, 2, "column: stride must be at least 1, got 0");
   expect({kEnwik8, "train", "--set", "lr=nan"}, 2, "train.lr must be a number");
   expect({kEnwik8, "train", "--config", "/nonexistent.toml"}, 2, "--config /nonexistent.toml: ");
   expect({kEnwik8, "train", "--config", "/tmp"}, 2, "--config /tmp: cannot read: Is a directory");
@@ -69,8 +69,8 @@ TEST_CASE("programs: bad data ends with a message that names it, before anything
   const auto train = [&](const std::string& program, const fs::path& data, const Strings& more = {}) {
     return Strings{program, "train", "--data", data.string(), "--out", (folder.path() / "out").string()} + more;
   };
-  expect(train(kEnwik8, "/nonexistent"), 1, "/nonexistent");
-  expect(train(kEnwik8, folder.write("empty", "")), 1, "empty");
+  expect(train(kEnwik8, "/nonexistent"), 1, "no such file or folder: '/nonexistent'");
+  expect(train(kEnwik8, folder.write("no bytes", "")), 1, "no bytes' is empty");
   const fs::path secret = folder.write("secret", "0123456789");
   fs::permissions(secret, fs::perms::none);
   const Strings not_root = ::geteuid() == 0  // whom nothing is unreadable to
@@ -79,14 +79,14 @@ TEST_CASE("programs: bad data ends with a message that names it, before anything
   expect(not_root + train(kEnwik8, secret), 1, concat(secret.string(), ": cannot open for reading: Permission denied"));
   expect(train(kEnwik8, folder.write("short", std::string(300, 'x')),
                {"--set", "n_ctx=300", "--set", "position_extents=300"}),
-         2, "300");
+         2, "n_ctx is 300, longer than the train split");
   expect(train(kEnwik8, folder.write("lat\xe9n", std::string(5000, 'x'))), 2, "the path must be valid UTF-8");
-  expect(train(kCifar10, "/nonexistent"), 1, "/nonexistent");
+  expect(train(kCifar10, "/nonexistent"), 1, "no such folder: '/nonexistent'");
   folder.write("cifar/data_batch_1.bin", "too short");
   for (const char* name :
        {"data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"})
     folder.write(concat("cifar/", name), "");
-  expect(train(kCifar10, folder.path() / "cifar"), 1, "data_batch_1.bin");
+  expect(train(kCifar10, folder.path() / "cifar"), 1, "data_batch_1.bin' must be 30730000 bytes");
   CHECK_FALSE(fs::exists(folder.path() / "out"));
 }
 
