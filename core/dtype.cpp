@@ -20,14 +20,6 @@ constexpr std::array<std::pair<DType, std::string_view>, 7> kNames{{{DType::f64,
 
 }  // namespace
 
-bf16::bf16(float x) {
-  const uint32_t u = std::bit_cast<uint32_t>(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u)
-    bits = static_cast<uint16_t>((u >> 16) | 0x40u);  // a quiet NaN stays a NaN
-  else
-    bits = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-}
-
 f16::f16(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x);
   const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);

@@ -15,7 +15,11 @@ enum class DType : uint8_t { f64, f32, bf16, f16, i64, i32, u8 };
 struct bf16 {
   uint16_t bits = 0;
   bf16() = default;
-  explicit bf16(float x);
+  explicit bf16(float x) {  // without branches, so that loops vectorize
+    const uint32_t u = std::bit_cast<uint32_t>(x), rounded = u + 0x7fffu + (u >> 16 & 1u);
+    const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
+    bits = static_cast<uint16_t>((is_nan ? u | 0x400000u : rounded) >> 16);  // a NaN stays one, and quiet
+  }
   operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
 
