@@ -359,6 +359,8 @@ void measure_pytorch(const Options& options, const fs::path& folder, const json&
                                      "--json",
                                      "--threads",
                                      std::to_string(omp_get_max_threads()),
+                                     "--dtype",
+                                     options.dtype,
                                      "--steps",
                                      std::to_string(options.runs),
                                      "--weights",

@@ -105,6 +105,16 @@ void dispatch_f32_f64(DType dtype, const char* op, const Body& body) {
   }
 }
 
+/// The same for f64, f32, bf16 and f16.
+template <class Body>
+void dispatch_floating(DType dtype, const char* op, const Body& body) {
+  switch (dtype) {
+    case DType::bf16: return body.template operator()<bf16>();
+    case DType::f16: return body.template operator()<f16>();
+    default: dispatch_f32_f64(dtype, op, body);
+  }
+}
+
 template <class T>
 Tensor from_vector(const std::vector<T>& elements, const Shape& shape) {
   const Tensor t = empty(shape, dtype_of<T>);

@@ -296,7 +296,7 @@ def parse_arguments():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5, help="timed steps; 0: only the loss (default: 5)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", choices=["f32", "f64"], default="f32")
+    parser.add_argument("--dtype", choices=["f32", "f64", "bf16"], default="f32", help="of activations; beside bf16 weights are f32")
     parser.add_argument("--kernel", choices=KERNELS, help="of attention (default: sdpa where the version has it)")
     parser.add_argument("--compile", action="store_true", help="train through torch.compile")
     parser.add_argument("--checkpoint", action="store_true", help="recompute every block in backward")
@@ -332,7 +332,7 @@ def main():
         config = dict(n_vocab=256, n_ctx=args.n_ctx, d_model=args.d_model, n_layers=args.layers, n_heads=args.heads,
                       d_qk=args.d_model, d_ff=4 * args.d_model, dropout=0.0, position_extents=extents,
                       attention=args.attention)
-    model = SparseTransformer(config, args.checkpoint)
+    model = SparseTransformer(config, args.checkpoint, dtype=torch.bfloat16 if args.dtype == "bf16" else None)
     if args.weights:
         model.load_state_dict(weights)  # every name and shape must agree
 
@@ -360,7 +360,7 @@ def main():
     good = True
     if args.expected:
         worst, name = largest_difference(model, tokens, read_safetensors(args.expected)[0])
-        good = worst <= {"f64": 1e-9, "f32": 1e-4}[args.dtype]
+        good = worst <= {"f64": 1e-9, "f32": 1e-4, "bf16": 0.1}[args.dtype]
         result["difference"] = worst
         lines.append(f"difference     {worst:.1e} in {name}{'' if good else '  TOO LARGE'}")
     if args.steps > 0:

@@ -1,4 +1,5 @@
-// y = x s with s = sigmoid(1.702 x); dy/dx = s (1 + 1.702 x (1 - s)). f32 is vectorised, f64 the plain formula.
+// y = x s with s = sigmoid(1.702 x); dy/dx = s (1 + 1.702 x (1 - s)). f32 is vectorised, f64 the plain formula; bf16
+// and f16 are computed in f32, a few in the cache at a time.
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/gelu/gelu_cpu.cpp"
@@ -67,6 +68,9 @@ void forward(const float* x, int64_t count, float* y) {
 }
 
 template <class T>
+requires(sizeof(T) == 2) void forward(const T* x, int64_t count, T* y) { compute_widened(count, y, forward<float>, x); }
+
+template <class T>
 void backward(const T* dy, const T* x, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) {
     const T z = T(1.702) * x[i];
@@ -80,22 +84,23 @@ void backward(const float* dy, const float* x, int64_t count, float* dx) {
   HWY_DYNAMIC_DISPATCH(gelu_backward_f32)(dy, x, count, dx);
 }
 
+template <class T>
+requires(sizeof(T) == 2) void backward(const T* dy, const T* x, int64_t count, T* dx) {
+  compute_widened(count, dx, backward<float>, dy, x);
+}
+
 }  // namespace
 
-void gelu_forward(Stream stream, const Tensor& x, const Tensor& y) {
-  if (is_16_bit(y.dtype()))
-    return write_rounded(y, [&](const Tensor& wide) { gelu_forward(stream, widened(x), wide); });
-  dispatch_f32_f64(x.dtype(), "gelu", [&]<class T>() {
+void gelu_forward(Stream, const Tensor& x, const Tensor& y) {
+  dispatch_floating(x.dtype(), "gelu", [&]<class T>() {
     parallel_for(x.numel(), [px = x.data<T>(), py = y.data<T>()](int64_t begin, int64_t end) {
       forward<T>(px + begin, end - begin, py + begin);
     });
   });
 }
 
-void gelu_backward(Stream stream, const Tensor& dy, const Tensor& x, const Tensor& dx) {
-  if (is_16_bit(dx.dtype()))
-    return write_rounded(dx, [&](const Tensor& wide) { gelu_backward(stream, widened(dy), widened(x), wide); });
-  dispatch_f32_f64(x.dtype(), "gelu", [&]<class T>() {
+void gelu_backward(Stream, const Tensor& dy, const Tensor& x, const Tensor& dx) {
+  dispatch_floating(x.dtype(), "gelu", [&]<class T>() {
     parallel_for(x.numel(), [pdy = dy.data<T>(), px = x.data<T>(), pdx = dx.data<T>()](int64_t begin, int64_t end) {
       backward<T>(pdy + begin, px + begin, end - begin, pdx + begin);
     });

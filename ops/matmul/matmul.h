@@ -13,8 +13,9 @@ namespace lacuna {
 ///
 /// Beside bf16 and f16 weight and bias are rounded to the dtype of x, unless they keep a copy that is; products are
 /// summed in f32 and y is rounded once, and so are the gradients of x; those of weight and bias stay f32. On the CPU
-/// f32 runs on oneDNN with AVX-512, on tiles of our own below it, f64 on a plain blocked loop. The weight's gradient is
-/// added straight into its buffer when it has one. Throws Error when shapes, dtypes or devices disagree.
+/// f32 runs on oneDNN with AVX-512, on tiles of our own below it, bf16 on oneDNN where the processor multiplies it, f64
+/// on a plain blocked loop. The weight's gradient is added straight into its buffer when it has one. Throws Error when
+/// shapes, dtypes or devices disagree.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
 
 /// The same for a few rows x [rows, d_in], without gradients: a row has the same bits however many rows there are,

@@ -228,9 +228,10 @@ void linear_gradients(Stream stream, const Tensor& dy, const Tensor& x, double b
                       const Tensor& dbias) {
   if (dweight.defined()) matrix_product(stream, true, dy, false, x, beta, dweight);
   if (!dbias.defined()) return;
-  const Tensor wide = widened(dy);
-  dispatch_f32_f64(wide.dtype(), "linear",
-                   [&]<class T>() { column_sum(wide.data<T>(), wide.dim(0), wide.dim(1), dbias.data<T>()); });
+  dispatch_floating(dy.dtype(), "linear", [&]<class T>() {
+    using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    column_sum(dy.data<T>(), dy.dim(0), dy.dim(1), dbias.data<Sum>());
+  });
 }
 
 }  // namespace cpu
