@@ -257,7 +257,8 @@ ArchiveHeader parse_archive_header(const std::string& file, std::string_view byt
   check(bytes.size() >= 8, file, ": must begin with 8 bytes of header length, has ", bytes.size(), " bytes");
   uint64_t length = 0;
   for (size_t i = 0; i < 8; ++i) length |= uint64_t{static_cast<unsigned char>(bytes[i])} << (8 * i);
-  check(length <= kMaxHeaderBytes, file, ": header must be at most ", kMaxHeaderBytes, " bytes, says it has ", length);
+  check(length <= kMaxHeaderBytes, file, ": header must be at most ", kMaxHeaderBytes, " bytes, says it has ", length,
+        " (not safetensors?)");
   check(length <= bytes.size() - 8, file, ": header of ", length, " bytes does not fit the file of ", bytes.size(),
         " bytes (truncated, or not safetensors)");
 
