@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 
 #include "core/parallel.h"
@@ -129,6 +130,16 @@ const Variable& Parameters::operator[](const std::string& name) const {
 
 void Parameters::update_rounded() const {
   if (rounded_.defined()) copy(values_, rounded_);
+}
+
+void Parameters::check_rounded() const {
+  if (!rounded_.defined()) return;
+  for (const Entry& leaf : leaves_) {
+    const Tensor kept = to_device(rounded_.view(leaf.offset, leaf.shape), kCpu);
+    const Tensor current = to_device(to_dtype(values_.view(leaf.offset, leaf.shape), kept.dtype()), kCpu);
+    check(std::memcmp(kept.raw(), current.raw(), static_cast<size_t>(kept.bytes())) == 0, "Parameters: the copy of ",
+          leaf.name, " in ", kept.dtype(), " is out of date: whoever writes values calls update_rounded()");
+  }
 }
 
 void Parameters::clear_gradients() const { fill(gradients_, 0.0); }

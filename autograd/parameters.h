@@ -23,7 +23,8 @@ struct ParameterSpec {
 /// a parameter, or several whose rows follow each other.
 ///
 /// Beside activations of 16 bits a third buffer has the values in their dtype, for the products (Variable::value_for).
-/// Adam and Ema keep it up to date; whoever else writes values calls update_rounded().
+/// Adam and Ema keep it up to date; whoever else writes values calls update_rounded(). In builds with assertions a
+/// model on the CPU refuses to compute with a copy that is out of date.
 class Parameters {
  public:
   struct Entry {
@@ -52,6 +53,9 @@ class Parameters {
   const Tensor& rounded() const { return rounded_; }      // the same, or undefined
 
   void update_rounded() const;
+
+  /// Throws Error when the copy is not that of the values, bit for bit. Reads all of both, and waits for a GPU.
+  void check_rounded() const;
 
   /// Number of parameters, padding excluded.
   int64_t count() const { return count_; }

@@ -96,6 +96,9 @@ SparseTransformer::SparseTransformer(const ModelConfig& config, uint64_t seed, D
 Variable SparseTransformer::operator()(const Tensor& tokens, const Run& run) const {
   check(tokens.rank() == 2 && tokens.dim(1) <= config_.n_ctx,
         "SparseTransformer: tokens must be [batch, n] with n <= ", config_.n_ctx, ", got ", tokens.shape());
+#ifndef NDEBUG
+  if (token_.device() == kCpu) parameters_.check_rounded();
+#endif
   Variable h = embedding(tokens, token_, position_, start_, dtype_);  // [batch, n, d_model]
   for (const ResidualBlock& block : blocks_) {
     if (config_.recompute && gradients_enabled())  // Sec. 5.4: keep h, recompute the block in backward

@@ -81,6 +81,7 @@ Result train(DType dtype, Device device, bool waits = false) {
     if (numbers.size() > 1) take();
   }
   take();
+  parameters.check_rounded();
   result.values = to_device(parameters.values(), kCpu);
   result.average = to_device(ema.average(), kCpu);
   return result;

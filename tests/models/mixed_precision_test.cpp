@@ -7,6 +7,7 @@
 #include "optim/clip.h"
 #include "optim/loss_scaler.h"
 #include "tests/models/tiny_models.h"
+#include "tests/support/expect_error.h"
 #include "tests/support/tensors.h"
 
 namespace lacuna {
@@ -73,6 +74,44 @@ TEST_CASE("mixed precision: the copy that products read is that of the weights, 
     CHECK(is_current());
   }
   CHECK(!SparseTransformer(tiny_config("dense"), 1).parameters().rounded().defined());
+}
+
+TEST_CASE("mixed precision: a copy that is out of date is noticed") {
+  const SparseTransformer model(tiny_config("dense"), 1, DType::bf16);
+  const Parameters& parameters = model.parameters();
+  const auto expect_noticed = [&] {
+    const char* const message = "the copy of blocks.1.ff.in.weight in bf16 is out of date";
+    expect_error(message, [&] { parameters.check_rounded(); });
+#ifndef NDEBUG
+    expect_error(message, [&] { model(random_tokens(2, 23, 11), {}); });
+#endif
+    parameters.update_rounded();
+    parameters.check_rounded();
+    model(random_tokens(2, 23, 11), {});
+  };
+  float* const last =
+      parameters["blocks.1.ff.in.weight"].value().data<float>() + parameters["blocks.1.ff.in.weight"].numel() - 1;
+  *last = 1.0f;  // a write by hand
+  expect_noticed();
+  *last = 1.0f + 0x1p-7f;  // by the last bit of bf16
+  expect_noticed();
+}
+
+TEST_CASE("mixed precision: training has the bits of training that rounds its weights each time") {
+  const auto train = [](bool keeps_copy) {
+    const SparseTransformer model(tiny_config("dense"), 1, DType::bf16);
+    const Parameters& parameters = model.parameters();
+    if (!keeps_copy)
+      for (const Parameters::Entry& leaf : parameters.leaves()) leaf.variable.keep_rounded(leaf.variable.value());
+    Adam adam(parameters, {});
+    for (int64_t step = 0; step < 3; ++step) {
+      parameters.clear_gradients();
+      backward(model.loss(random_tokens(2, 23, 11), {.training = true, .seed = 2, .step = step}));
+      adam.step(0.01);
+    }
+    return clone(parameters.values());
+  };
+  CHECK(same_bits(train(true), train(false)));
 }
 
 TEST_CASE("mixed precision: the curves of bf16 and f16 stay in a band around that of f32") {
