@@ -34,14 +34,13 @@ template <class T>
 void column_sum(Stream stream, const T* x, int64_t rows, int64_t cols, float* sum) {
   if (cols == 0) return;
   const int64_t chunks = std::max<int64_t>(1, ceil_div(rows, kRowsPerChunk));
-  check(chunks < 65536, "column_sum: too many rows for one launch: ", rows);
   const dim3 block(kWarpSize, kSumRows);
   const unsigned tiles = grid_of(ceil_div(cols, kWarpSize), "column_sum");
   if (chunks == 1)
     return launch(stream, column_sum_kernel<T>, dim3(tiles), block, 0, x, rows, cols, rows, sum);
   const MemoryScope scope(MemoryCategory::workspace);
   const Tensor partial = empty({chunks, cols}, DType::f32, stream.device);
-  launch(stream, column_sum_kernel<T>, dim3(tiles, static_cast<unsigned>(chunks)), block, 0, x, rows, cols,
+  launch(stream, column_sum_kernel<T>, dim3(tiles, grid_y_of(chunks, "column_sum")), block, 0, x, rows, cols,
          int64_t{kRowsPerChunk}, data<float>(partial));
   launch(stream, column_sum_kernel<float>, dim3(tiles), block, 0, data<float>(partial), chunks, cols, chunks, sum);
 }

@@ -171,7 +171,12 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& product)
         c.dtype());
   check(!bias.defined() || !sums.defined(), op, ": a product has a bias or sums, not both");
   if (m == 0 || n == 0) return !sums.defined();
-  check(k > 0, op, ": needs at least one column in x, got ", a.shape());
+  if (k == 0) {  // a sum of nothing, as the gradient of a weight that met no rows
+    check(!bias.defined() && (beta == 0.0 || beta == 1.0), op, ": needs at least one column in x, got ", a.shape());
+    if (beta == 0.0) fill(c, 0.0);
+    if (sums.defined()) fill(sums, 0.0);
+    return true;
+  }
 
   const std::lock_guard lock(g_mutex);
   Handle& h = handle_of(stream.device);

@@ -54,6 +54,12 @@ inline unsigned grid_of(int64_t blocks, const char* op) {
   return static_cast<unsigned>(blocks);
 }
 
+/// The same for y, of which CUDA has less.
+inline unsigned grid_y_of(int64_t blocks, const char* op) {
+  check(blocks < 65536, op, ": too many rows for one launch: ", blocks, " blocks of them");
+  return static_cast<unsigned>(blocks);
+}
+
 // --- Device: numbers
 
 __device__ inline float to_float(float x) { return x; }

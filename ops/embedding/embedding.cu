@@ -117,7 +117,7 @@ __global__ void add_chunks_kernel(const float* partial, int64_t chunks, int64_t 
 template <class T>
 void add_by_bucket(Stream stream, const Tensor& dh, const Bucket& bucket, int64_t n_buckets, const Tensor& table) {
   const int64_t d = dh.dim(2), rows = dh.dim(0) * dh.dim(1), count = n_buckets * d;
-  if (rows == 0 || d == 0) return;
+  if (rows == 0 || count == 0) return;
   // A fact of the shapes alone: the order of the sums follows from it.
   const int64_t chunks = std::clamp<int64_t>(kMaxPartialRows / n_buckets, 1, ceil_div(rows, kChunkRows));
   const MemoryScope scope(MemoryCategory::workspace);
@@ -148,6 +148,7 @@ void embedding_at(Stream stream, const Tensor& previous, const Tensor& position,
                   const std::vector<Tensor>& tables, const Tensor& start, const Tensor& h) {
   constexpr int kRows = kBlockThreads / kWarpSize;
   const int64_t batch = h.dim(0);
+  if (batch == 0) return;
   launch(stream, embedding_at_kernel, dim3(grid_of(ceil_div(batch, kRows), "embedding_at")), dim3(kWarpSize, kRows), 0,
          data<uint8_t>(previous), data<int64_t>(position), data<float>(token), token.dim(0), tables_of(tables),
          data<float>(start), batch, h.dim(1), data<float>(h));

@@ -63,7 +63,7 @@ void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Ten
   if (y.numel() == 0) return;
   const auto run = [&]<int kOutputs>() {
     const dim3 grid(grid_of(ceil_div(d_out, kWarps * kOutputs), "linear_rows"),
-                    static_cast<unsigned>(ceil_div(rows, kRows)));
+                    grid_y_of(ceil_div(rows, kRows), "linear_rows"));
     launch(stream, linear_rows_kernel<kOutputs>, grid, dim3(kWarps * kWarpSize), 0, data<float>(x), data<float>(weight),
            bias.defined() ? data<float>(bias) : nullptr, rows, x.dim(1), d_out, data<float>(y));
   };

@@ -65,6 +65,7 @@ void softmax_cross_entropy_backward(Stream stream, const Tensor& dloss, const Te
                                     const Tensor& lse, const Tensor& dlogits) {
   dispatch_float(logits.dtype(), "softmax_cross_entropy", [&]<class T>() {
     const int64_t rows = targets.numel();
+    if (rows == 0) return;
     launch(stream, cross_entropy_backward_kernel<T>, grid(rows), dim3(kWarpSize, kRowWarps), 0, data<float>(dloss),
            data<T>(logits), data<uint8_t>(targets), data<float>(lse), rows, static_cast<int>(logits.dim(-1)),
            data<T>(dlogits));

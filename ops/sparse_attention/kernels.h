@@ -41,6 +41,9 @@ void attention_backward(Stream stream, const AttentionProblem& problem, const At
 
 namespace gpu {
 
+/// Throws Error unless the two below compute such heads; reads no batch.
+void check_attention(const AttentionProblem& problem);
+
 /// As on the CPU, with o, dq, dk and dv rounded to their dtype once for every run of parts that one launch computes.
 void attention_forward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved);
 void attention_backward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,

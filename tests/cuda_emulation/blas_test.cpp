@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 
 #include "core/cuda/runtime.h"
+#include "ops/matmul/matmul_kernels.h"
 #include "tests/support/expect_error.h"
 #include "tests/support/tensors.h"
 
@@ -93,16 +94,34 @@ TEST_CASE("matrix_product: an algorithm is chosen once for a shape and alignment
                [&] { gpu::take_over_choices(kCuda, choices.substr(0, choices.find('\n') + 1) + "1 2 3\n"); });
 }
 
-TEST_CASE("matrix_product: where the library has no sums nothing is changed") {
-  const Tensor dy = there(random_tensor({5, 3}, DType::bf16, 1)), x = there(random_tensor({5, 4}, DType::bf16, 2));
-  const Tensor c = full({3, 4}, DType::f32, 7.0, kCuda), sums = full({3}, DType::f32, 7.0, kCuda);
-  for (int time = 0; time < 2; ++time) {
-    const int before = time == 0 ? -1 : algorithms_chosen();
-    CHECK_FALSE(run({.transpose_a = true, .a = dy, .b = x, .beta = 1.0, .c = c, .sums = sums}));
-    if (time == 1) CHECK(algorithms_chosen() == before);
+// It may say so by a status, by choosing no algorithm or, late, by refusing the one that it chose.
+TEST_CASE("matrix_product: where the library has no sums nothing is changed, and the layer's gradients are right") {
+  for (const auto& [k, n] : {std::array<int64_t, 2>{5, 4}, {7, 4}, {9, 4}, {4, 11}}) {
+    CAPTURE(concat(k, ' ', n));
+    const Tensor dy = there(full({k, 3}, DType::bf16, 2.0)), x = there(full({k, n}, DType::bf16, 0.5));
+    const Tensor c = full({3, n}, DType::f32, 7.0, kCuda), sums = full({3}, DType::f32, 7.0, kCuda);
+    for (int time = 0; time < 2; ++time) {
+      const int before = time == 0 ? -1 : algorithms_chosen();
+      CHECK_FALSE(run({.transpose_a = true, .a = dy, .b = x, .beta = 1.0, .c = c, .sums = sums}));
+      if (time == 1) CHECK(algorithms_chosen() == before);
+    }
+    CHECK(same_bits(to_device(c, kCpu), full({3, n}, DType::f32, 7.0)));
+    CHECK(same_bits(to_device(sums, kCpu), full({3}, DType::f32, 7.0)));
+
+    gpu::linear_gradients(current_stream(kCuda), dy, x, 1.0, c, sums);
+    CHECK(same_bits(to_device(c, kCpu), full({3, n}, DType::f32, 7.0 + static_cast<double>(k))));
+    CHECK(same_bits(to_device(sums, kCpu), full({3}, DType::f32, 2.0 * static_cast<double>(k))));
   }
-  CHECK(same_bits(to_device(c, kCpu), full({3, 4}, DType::f32, 7.0)));
-  CHECK(same_bits(to_device(sums, kCpu), full({3}, DType::f32, 7.0)));
+}
+
+TEST_CASE("matrix_product: no rows give gradients that are 0, or leave a buffer as it is") {
+  const Tensor dy = zeros({0, 3}, DType::bf16, kCuda), x = zeros({0, 4}, DType::bf16, kCuda);
+  for (const double beta : {0.0, 1.0}) {
+    const Tensor c = full({3, 4}, DType::f32, 7.0, kCuda), sums = full({3}, DType::f32, 7.0, kCuda);
+    CHECK(run({.transpose_a = true, .a = dy, .b = x, .beta = beta, .c = c, .sums = sums}));
+    CHECK(same_bits(to_device(c, kCpu), full({3, 4}, DType::f32, 7.0 * beta)));
+    CHECK(same_bits(to_device(sums, kCpu), zeros({3}, DType::f32)));
+  }
 }
 
 TEST_CASE("matrix_product: what the library refuses is named with op, shape and reason") {

@@ -5,12 +5,15 @@
 
 #include "ops/add/add.h"
 #include "ops/add_dropout_layer_norm/add_dropout_layer_norm.h"
+#include "ops/categorical/categorical.h"
 #include "ops/dropout/dropout.h"
 #include "ops/embedding/embedding.h"
 #include "ops/gelu/gelu.h"
 #include "ops/layer_norm/layer_norm.h"
 #include "ops/matmul/matmul.h"
 #include "ops/softmax_cross_entropy/softmax_cross_entropy.h"
+#include "ops/softmax_cross_entropy/softmax_cross_entropy_kernels.h"
+#include "ops/sparse_attention/sparse_attention.h"
 #if !LACUNA_ON_GPU
 #include "tests/cuda_emulation/sanitizers.h"
 #endif
@@ -212,6 +215,65 @@ TEST_CASE("gpu: embedding") {
           tables, 0, random_tensor({batch, n_ctx, d}, DType::f64, 6), dtype,
           1.0 + 0.03 * static_cast<double>(batch * n_ctx));  // a bucket sums up to a quarter of the rows, one by one
   }
+}
+
+// CUDA refuses a launch of no blocks.
+TEST_CASE("gpu: no rows give no rows, and gradients of parameters that are 0") {
+  const auto on = [](Device device, const std::vector<Shape>& shapes, DType dtype, const Function& fn) {
+    std::vector<Tensor> in;
+    std::vector<Variable> leaves;
+    for (const Shape& shape : shapes) {  // the first is an activation, the others are parameters
+      in.push_back(full(shape, in.empty() ? dtype : accumulation_dtype(dtype), 1.0, device));
+      leaves.emplace_back(in.back());
+    }
+    const Tensor y = fn(leaves).value();
+    return to_device(value_and_gradients(fn, in, full(y.shape(), y.dtype(), 1.0, device)), kCpu);
+  };
+  const Run run{.training = true, .seed = 7};
+  const auto attention = [](const char* pattern) {
+    return [layer = parse_attention(pattern).layers[0]](const auto& v) {
+      return sparse_attention(v[0], v[0], v[0], layer, 1);
+    };
+  };
+  const std::vector<std::pair<std::vector<Shape>, Function>> cases{
+      {{{0, 4}}, [](const auto& v) { return gelu(v[0]); }},
+      {{{0, 4}}, [](const auto& v) { return v[0] + v[0]; }},
+      {{{0, 3, 4}}, [&](const auto& v) { return dropout(v[0], 0.3f, 1, run); }},
+      {{{0, 4}, {4}, {4}}, [](const auto& v) { return layer_norm(v[0], v[1], v[2]); }},
+      {{{0, 3, 4}, {4}, {4}},
+       [&](const auto& v) { return add_dropout_layer_norm(v[0], v[0], 0.3f, 1, run, v[1], v[2]).norm; }},
+      {{{0, 4}, {5, 4}, {5}}, [](const auto& v) { return linear(v[0], v[1], v[2]); }},
+      {{{0, 3, 8}}, attention("local(window=2)")},
+      {{{0, 3, 8}}, attention("column(stride=2)")},
+      {{{2, 0, 8}}, attention("dense")},
+      {{{0, 3, 4}, {5, 4}, {3, 4}, {4}},
+       [](const auto& v) {
+         return embedding(zeros({0, 3}, DType::u8, v[0].device()), v[1], {v[2]}, v[3], v[0].dtype()) + v[0];
+       }},
+  };
+  for (const DType dtype : {DType::f32, DType::bf16})
+    for (size_t i = 0; i < cases.size(); ++i) {
+      CAPTURE(i);
+      const auto& [shapes, fn] = cases[i];
+      expect_same_bits(on(kCuda, shapes, dtype, fn), on(kCpu, shapes, dtype, fn));
+    }
+
+  const auto none = [](const Shape& shape, DType dtype = DType::f32) { return zeros(shape, dtype, kCuda); };
+  const Tensor tokens = none({0}, DType::u8), weight = none({4, 4});
+  CHECK(cross_entropy_per_row(none({0, 4}), tokens).numel() == 0);
+  gpu::softmax_cross_entropy_backward(current_stream(kCuda), none({}), none({0, 4}), tokens, none({0}), none({0, 4}));
+  CHECK(linear_rows(none({0, 4}), Variable(weight), {}).numel() == 0);
+  CHECK(embedding_at(tokens, none({1}, DType::i64), weight, {weight}, none({4})).numel() == 0);
+  draw_tokens(none({0, 4}), 1.0, Rng(1, RandomPurpose::sampling), full({1}, DType::i64, 1, kCuda), tokens,
+              none({0, 3}, DType::u8), tokens, full({1}, DType::u8, 1, kCuda));
+  synchronize(kCuda);
+}
+
+TEST_CASE("gpu: more rows than a launch has blocks for are refused with the operation's name") {
+  const Variable weight(zeros({1, 1}, DType::f32, kCuda));
+  expect_error("linear_rows: too many rows for one launch: 65536 blocks of them", [&] {
+    linear_rows(zeros({8 * 65535 + 1, 1}, DType::f32, kCuda), weight, {});
+  });
 }
 
 TEST_CASE("gpu: the same bits in every run" * doctest::skip(under_tsan())) {

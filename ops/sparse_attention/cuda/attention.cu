@@ -141,8 +141,14 @@ void check_width(const AttentionProblem& problem) {
 
 }  // namespace
 
+void check_attention(const AttentionProblem& problem) {
+  check_width(problem);
+  passes_of(problem, Cut::head, 1);
+}
+
 void attention_forward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved) {
   check_width(problem);
+  if (saved.o.numel() == 0) return;
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
     const AttentionCall<T> call = call_of<T>(problem, saved);
     if constexpr (sizeof(T) == 2)
@@ -154,6 +160,7 @@ void attention_forward(Stream stream, const AttentionProblem& problem, const Att
 void attention_backward(Stream stream, const AttentionProblem& problem, const AttentionSaved& saved, const Tensor& d_o,
                         const AttentionGrads& grads) {
   check_width(problem);
+  if (saved.o.numel() == 0) return;
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
     const AttentionCall<T> call = call_of<T>(problem, saved, d_o, grads);
     if constexpr (sizeof(T) == 2)
