@@ -205,7 +205,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
   Adam adam(parameters, {});
   Ema ema(parameters, 0.999);
   BatchQueue batches(device, [&](int64_t step) { return tokens_of(text, step, shape); });
-  StepRunner runner(device, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  StepRunner runner(device, StepRunner::Recording::every_step);
   NumberQueue numbers(device);
 
   std::vector<double> losses, times_ms;

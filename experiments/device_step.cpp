@@ -63,23 +63,6 @@ void BatchQueue::prefetch_next() {
   fill(*slot, next);
 }
 
-// --- StepRunner
-
-void StepRunner::run(const std::function<void()>& enqueue, const std::function<void()>& undo) {
-  if (device_ == kCpu || first_ || !graphs_) {
-    first_ = false;
-    return enqueue();
-  }
-  try {
-    graph_.run(gpu::compute_stream(device_), enqueue);
-  } catch (const Error& error) {
-    graphs_ = false;
-    say_(concat("note: steps run kernel by kernel, not as a CUDA graph: ", error.what()));
-    undo();
-    enqueue();
-  }
-}
-
 // --- NumberQueue
 
 void NumberQueue::push(const Tensor& from) {

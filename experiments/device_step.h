@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/cuda/runtime.h"
+#include "core/cuda/step_runner.h"
 #include "core/tensor.h"
 
 namespace lacuna {
@@ -47,22 +48,6 @@ class BatchQueue {
   std::function<Tensor(int64_t)> read_;
   std::array<std::unique_ptr<Slot>, 2> slots_;
   Slot* current_ = nullptr;
-};
-
-/// Runs one step after the other: on a GPU as a CUDA graph, the first one excepted, for it asks for the memory of all.
-class StepRunner {
- public:
-  /// `say` gets a line when steps cannot be recorded and are launched kernel by kernel instead.
-  StepRunner(Device device, std::function<void(const std::string&)> say) : device_(device), say_(std::move(say)) {}
-
-  /// `enqueue` is called once, or a second time after `undo` when recording it failed.
-  void run(const std::function<void()>& enqueue, const std::function<void()>& undo);
-
- private:
-  Device device_;
-  std::function<void(const std::string&)> say_;
-  bool first_ = true, graphs_ = true;
-  gpu::Graph graph_;
 };
 
 /// Numbers on their way from a device to the host, in order, at most two sets at a time.

@@ -47,12 +47,14 @@ int sample_command(const Experiment& experiment, const Options& options) {
       options.out.empty() ? free_path(loaded.weights, sample_extension(experiment.medium)) : options.out;
   AtomicFile{path};  // if nothing can be written there it fails now, not after hours of drawing
   const auto begin = std::chrono::steady_clock::now();
-  const Tensor tokens = sample(*loaded.model,
-                               {.count = std::max<int64_t>(count, 1),
-                                .length = length,
-                                .temperature = options.temperature.value_or(loaded.config.train.temperature),
-                                .seed = loaded.config.train.seed},
-                               prompt, [&](int64_t done) { console.progress("sampling", done, length, ""); });
+  const Tensor tokens = sample(
+      *loaded.model,
+      {.count = std::max<int64_t>(count, 1),
+       .length = length,
+       .temperature = options.temperature.value_or(loaded.config.train.temperature),
+       .seed = loaded.config.train.seed},
+      prompt, [&](int64_t done) { console.progress("sampling", done, length, ""); },
+      [&](const std::string& line) { console.print(line); });
   const double elapsed_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   write_samples(path, tokens, experiment.medium);
   if (experiment.medium == Medium::text)

@@ -357,7 +357,8 @@ class Trainer {
           [&](int64_t done) {
             if (stop_requested()) throw Stopped();
             if (console_.is_terminal()) console_.progress("sampling", done, length, "");
-          });
+          },
+          [&](const std::string& line) { console_.print(line); });
       write_samples(path, tokens, experiment_.medium);
       if (experiment_.medium == Medium::text)
         console_.print("a sample:\n" + printable({reinterpret_cast<const char*>(tokens.data<uint8_t>()),

@@ -32,7 +32,7 @@ TrainingSteps::TrainingSteps(const ExperimentConfig& config, const Dataset& data
       ema_(train_.ema_decay > 0 ? std::make_unique<Ema>(model_.parameters(), train_.ema_decay) : nullptr),
       scaler_(/*dynamic=*/train_.dtype == DType::f16),
       batches_(device, [this](int64_t step) { return read_batch(step); }),
-      runner_(device, std::move(say)),
+      runner_(device, StepRunner::Recording::every_step, std::move(say)),
       numbers_(device) {}
 
 void TrainingSteps::resume(const RunState& saved) {

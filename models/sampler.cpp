@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "core/cuda/runtime.h"
+#include "core/cuda/step_runner.h"
 #include "core/rng.h"
 #include "ops/categorical/categorical.h"
 
@@ -37,13 +37,18 @@ Tensor Decoder::step(const Tensor& previous) {
   return logits;
 }
 
+void Decoder::rewind(int64_t position) {
+  position_ = position;
+  for (DecodeCache& cache : caches_) cache.rewind(position);
+}
+
 int64_t Decoder::cache_bytes() const {
   return std::accumulate(caches_.begin(), caches_.end(), int64_t{0},
                          [](int64_t sum, const DecodeCache& cache) { return sum + cache.bytes(); });
 }
 
 Tensor sample(const SparseTransformer& model, const SampleOptions& options, const Tensor& prompt,
-              const std::function<void(int64_t)>& progress) {
+              const std::function<void(int64_t)>& progress, const std::function<void(const std::string&)>& say) {
   const ModelConfig& config = model.config();
   const int64_t count = options.count, length = options.length ? options.length : config.n_ctx;
   const int64_t prompted = prompt.defined() ? prompt.numel() : 0;
@@ -64,15 +69,10 @@ Tensor sample(const SparseTransformer& model, const SampleOptions& options, cons
     const Tensor logits = decoder.step(previous);
     draw_tokens(logits, options.temperature, rng, decoder.position_tensor(), given, tokens, previous, finite);
   };
-  gpu::Graph graph;                                       // of one step: every position has the same kernels
+  StepRunner runner(device, StepRunner::Recording::once, say);  // every position has the same kernels
   const int64_t checked_every = device == kCpu ? 1 : 64;  // a look at what a GPU computed waits for it
   for (int64_t t = 0; t < length; ++t) {
-    if (device == kCpu || t == 0)  // what is done once is done in the first step
-      step();
-    else if (t == 1)
-      graph.run(current_stream(device), step, /*replayable=*/true);
-    else
-      graph.replay(current_stream(device));
+    runner.run(step, [&] { decoder.rewind(t); });
     if ((t + 1) % checked_every != 0 && t + 1 < length) continue;
     check(to_vector<uint8_t>(finite)[0] == 1, "sample: logits are not finite");
     if (progress) progress(t + 1);

@@ -26,6 +26,9 @@ class Decoder {
   /// Throws Error after `length` positions.
   Tensor step(const Tensor& previous);
 
+  /// Takes back the steps from `position` on, which were recorded and never ran.
+  void rewind(int64_t position);
+
   /// Steps done.
   int64_t position() const { return position_; }
 
@@ -43,11 +46,13 @@ class Decoder {
 };
 
 /// Samples u8 [count, length] on the model's device, and returns them on the CPU. On a GPU a step is one CUDA graph,
-/// and the host looks at every 64th. The first prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be
-/// undefined). Sequence s depends only on the weights, the prompt, the temperature, the seed and s, not on count.
-/// `progress` is called with the number of positions done. Throws UsageError for options out of range or a prompt
-/// longer than length, and Error when logits are not finite.
+/// and the host looks at every 64th; `say` gets a line when it cannot be recorded (core/cuda/step_runner.h). The first
+/// prompt.numel() tokens of every sequence are `prompt` (u8 [m], may be undefined). Sequence s depends only on the
+/// weights, the prompt, the temperature, the seed and s, not on count. `progress` is called with the number of
+/// positions done. Throws UsageError for options out of range or a prompt longer than length, and Error when logits are
+/// not finite.
 Tensor sample(const SparseTransformer& model, const SampleOptions& options, const Tensor& prompt = {},
-              const std::function<void(int64_t)>& progress = {});
+              const std::function<void(int64_t)>& progress = {},
+              const std::function<void(const std::string&)>& say = {});
 
 }  // namespace lacuna

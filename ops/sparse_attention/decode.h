@@ -47,6 +47,9 @@ class DecodeCache {
   /// the position appended last. Throws Error before the first append and when q does not fit.
   Tensor attend(const TensorColumns& q) const;
 
+  /// Takes back the positions from `length` on, of which no kernel has run.
+  void rewind(int64_t length) { length_ = length; }
+
   /// Positions appended so far.
   int64_t length() const { return length_; }
 

@@ -12,6 +12,7 @@
 #include "ops/matmul/matmul.h"
 #include "ops/sparse_attention/decode.h"
 #if !LACUNA_ON_GPU
+#include "tests/cuda_emulation/runtime_emulated.h"
 #include "tests/cuda_emulation/sanitizers.h"
 #endif
 #include "tests/models/tiny_models.h"
@@ -115,6 +116,21 @@ TEST_CASE("sample on a GPU: the CPU's tokens" * doctest::skip(under_tsan())) {
     CHECK(progress == std::vector<int64_t>{14});
   }
 }
+
+#if !LACUNA_ON_GPU
+TEST_CASE("sample on a GPU: the same tokens, and a line, when steps cannot be recorded" * doctest::skip(under_tsan())) {
+  const SparseTransformer model(tiny_config("local(window=4) + column(stride=4)"), 1, DType::f32, kCuda);
+  const SampleOptions options{.count = 2, .seed = 5};  // all positions, so that none is counted twice
+  std::vector<std::string> said;
+  const auto say = [&](const std::string& line) { said.push_back(line); };
+  const Tensor recorded = sample(model, options, {}, {}, say);
+  CHECK(said.empty());
+  const emulation::NoGraphs none("out of memory");
+  CHECK(to_vector<uint8_t>(sample(model, options, {}, {}, say)) == to_vector<uint8_t>(recorded));
+  CHECK(said ==
+        std::vector<std::string>{"note: steps run kernel by kernel, not as a CUDA graph: graph: out of memory"});
+}
+#endif
 
 TEST_CASE("sample on a GPU: logits that are not finite are refused" * doctest::skip(under_tsan())) {
   const SparseTransformer model(tiny_config("dense"), 1, DType::f32, kCuda);

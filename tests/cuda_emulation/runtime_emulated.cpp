@@ -36,7 +36,7 @@ struct Machine {
   Queue compute, copy;
   std::unordered_map<void*, int64_t> blocks;
   int64_t bytes = 0;
-  std::string problem;
+  std::string problem, graph_problem;
   gpu::DeviceProperties properties{.name = "emulated GPU",
                                    .major = 9,
                                    .minor = 0,
@@ -61,6 +61,9 @@ void enqueue(Stream stream, std::function<void()> work) {
 
 NoDevice::NoDevice(const std::string& reason) { machine().problem = reason; }
 NoDevice::~NoDevice() { machine().problem.clear(); }
+
+NoGraphs::NoGraphs(const std::string& reason) { machine().graph_problem = reason; }
+NoGraphs::~NoGraphs() { machine().graph_problem.clear(); }
 
 ComputeCapability::ComputeCapability(int major, int minor)
     : major_(machine().properties.major), minor_(machine().properties.minor) {
@@ -215,6 +218,7 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replay
   std::exception_ptr failure;
   try {
     enqueue();
+    check(machine().graph_problem.empty(), "graph: ", machine().graph_problem);
   } catch (...) {
     failure = std::current_exception();
   }

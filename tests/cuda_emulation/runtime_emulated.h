@@ -31,6 +31,13 @@ class ComputeCapability {
   int major_, minor_;  // before
 };
 
+/// While alive, no graph can be made of what was recorded, for this reason.
+class NoGraphs {
+ public:
+  explicit NoGraphs(const std::string& reason);
+  ~NoGraphs();
+};
+
 /// Bytes in blocks that are not freed yet; frees take effect in the order of the compute stream.
 int64_t bytes_in_use();
 

@@ -47,7 +47,8 @@ Result train(DType dtype, Device device, bool waits = false) {
   Adam adam(parameters, {.eps = 1e-2});  // large beside the rounding of gradients: small ones do not decide signs
   Ema ema(parameters, 0.9);
   BatchQueue batches(device, batch_of);
-  StepRunner runner(device, [&](const std::string& line) { result.said.push_back(line); });
+  StepRunner runner(device, StepRunner::Recording::every_step,
+                    [&](const std::string& line) { result.said.push_back(line); });
   NumberQueue numbers(device);
   const auto take = [&] {
     const std::vector<double> one = *numbers.pop();
