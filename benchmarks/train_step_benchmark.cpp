@@ -195,7 +195,7 @@ void measure_sampling(const std::string& name, const SparseTransformer& model, i
 void measure(const std::string& name, Case c, const Options& options, const fs::path& weights) {
   using Clock = std::chrono::steady_clock;
   const DType dtype = parse_dtype(options.dtype);
-  const Device device = choose_device(options.device, dtype);
+  const Device device = choose_device(options.device, {c.model, dtype, /*training=*/true});
   const std::string text = options.text.empty() ? "" : read_file(options.text);
   c.model.recompute = recomputes(c, options, dtype, device);
   const Shape shape{c.batch, c.model.n_ctx};

@@ -7,11 +7,10 @@
 #include <ctime>
 #include <fstream>
 
-#include "core/cuda/blas.h"
 #include "core/cuda/runtime.h"
-#include "core/dispatch.h"
 #include "core/error.h"
 #include "experiments/parse.h"
+#include "models/gpu_support.h"
 
 namespace lacuna {
 
@@ -37,23 +36,19 @@ std::string cpu_description() {
   return concat(model, ", ", threads(), threads() == 1 ? " thread" : " threads");
 }
 
-std::string why_no_gpu(DType dtype) {
+std::string why_no_gpu(const DeviceUse& use) {
   if (gpu::device_count() == 0) return gpu::why_no_device();
-  if (dtype == DType::f64) return concat("a GPU computes in f32, bf16 and f16, not in ", dtype);
   try {
-    gpu::check_usable(kCuda);
-#if LACUNA_HAS_CUDA
-    gpu::check_products(kCuda);
-#endif
+    check_gpu_computes(kCuda, use.model, use.dtype, use.training);
   } catch (const Error& error) {
     return error.what();
   }
   return "";
 }
 
-Device choose_device(const std::string& name, DType dtype) {
+Device choose_device(const std::string& name, const DeviceUse& use) {
   if (name == "cpu") return kCpu;
-  const std::string problem = why_no_gpu(dtype);
+  const std::string problem = why_no_gpu(use);
   check(name == "auto" || problem.empty(), "--device ", name, ": ", problem, "; use --device auto or cpu");
   return problem.empty() ? kCuda : kCpu;
 }

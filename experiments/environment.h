@@ -6,6 +6,7 @@
 
 #include "core/device.h"
 #include "core/dtype.h"
+#include "models/config.h"
 
 namespace lacuna {
 
@@ -17,12 +18,19 @@ std::string host_name();
 /// The processor's name and number of threads that OpenMP uses: "AMD EPYC 9654, 2 threads".
 std::string cpu_description();
 
-/// Why no GPU can compute in `dtype` here, on one line; "" if one can.
-std::string why_no_gpu(DType dtype);
+/// What a device is for.
+struct DeviceUse {
+  const ModelConfig& model;
+  DType dtype = DType::f32;
+  bool training = false;
+};
 
-/// The device that --device names: cpu, cuda, or auto, which is a GPU when one can compute in `dtype`. Throws Error with
-/// the reason on one line when cuda is asked for and cannot be had.
-Device choose_device(const std::string& name, DType dtype);
+/// Why no GPU can be used so here, on one line; "" if one can.
+std::string why_no_gpu(const DeviceUse& use);
+
+/// The device that --device names: cpu, cuda, or auto, which is a GPU when one can be used. Throws Error with the
+/// reason on one line when cuda is asked for and cannot be had.
+Device choose_device(const std::string& name, const DeviceUse& use);
 
 /// "cpu: AMD EPYC 9654, 2 threads", "cuda:0: NVIDIA H200, 141 GiB (CUDA runtime 13.0, driver 13.0)".
 std::string describe(Device device);

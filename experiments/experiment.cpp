@@ -52,7 +52,7 @@ LoadedModel load_model(const Experiment& experiment, const Options& options) {
   loaded.config = resolve_config(overrides, source.config);
   const DType dtype = loaded.config.train.dtype;
   loaded.model = std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, dtype,
-                                                     choose_device(options.device, dtype));
+                                                     choose_device(options.device, {loaded.config.model, dtype}));
   load_weights(source.weights, *loaded.model);
   loaded.weights = std::move(source.weights);
   loaded.state = std::move(source.state);

@@ -41,9 +41,9 @@ int parity_command(const Experiment& experiment, const Options& options) {
   LoadedModel loaded;
   if (options.checkpoint.empty()) {
     loaded.config = resolve_config(options, experiment.program, experiment.default_preset);
-    loaded.model =
-        std::make_unique<SparseTransformer>(loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype,
-                                            choose_device(options.device, loaded.config.train.dtype));
+    loaded.model = std::make_unique<SparseTransformer>(
+        loaded.config.model, loaded.config.train.seed, loaded.config.train.dtype,
+        choose_device(options.device, {loaded.config.model, loaded.config.train.dtype}));
   } else {
     loaded = load_model(experiment, options);
   }

@@ -55,26 +55,27 @@ class AveragedWeights {
   const Ema* ema_;
 };
 
-// Throws Error, before anything is allocated, when --device names something that cannot train this.
+// Throws Error, before anything is read or written, when --device names something that cannot train this.
 Device usable_device(const Options& options, const ExperimentConfig& config) {
-  const Device device = choose_device(options.device, config.train.dtype);
-  if (device == kCpu) return device;
   const TrainConfig& train = config.train;
+  const Device device = choose_device(options.device, {config.model, train.dtype, /*training=*/true});
+  if (device == kCpu) return device;
   const auto bytes = training_bytes(config.model, {.batch = train.micro_batch > 0 ? train.micro_batch : train.batch,
                                                    .dtype = train.dtype,
                                                    .ema = train.ema_decay > 0});
   const int64_t needed = std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
   const gpu::DeviceProperties& p = gpu::properties(device);
-  check(needed <= p.memory_bytes, "--device ", options.device, ": a training step needs ", format_bytes(needed), ", ",
-        p.name, " has ", format_bytes(p.memory_bytes),
-        "; lower train.micro_batch, or the model's n_layers, d_model or n_ctx");
+  const int64_t free = gpu::free_bytes(device);
+  check(needed <= free, "--device ", options.device, ": a training step needs ", format_bytes(needed), ", ", p.name,
+        " has ", format_bytes(p.memory_bytes), ", of which ", format_bytes(free),
+        " are free; lower train.micro_batch, or the model's n_layers, d_model or n_ctx");
   return device;
 }
 
 class Trainer {
  public:
-  Trainer(const Experiment& experiment, const Options& options, const ExperimentConfig& config, const Dataset& data,
-          RunDirectory& folder, Console& console)
+  Trainer(const Experiment& experiment, const Options& options, const ExperimentConfig& config, Device device,
+          const Dataset& data, RunDirectory& folder, Console& console)
       : experiment_(experiment),
         options_(options),
         config_(config),
@@ -82,7 +83,7 @@ class Trainer {
         data_(data),
         folder_(folder),
         console_(console),
-        device_(usable_device(options, config)),
+        device_(device),
         steps_(config_, data, device_, [this](const std::string& line) { console_.print(line); }) {
     state_.config = config_;
     state_.data_fingerprint = data.fingerprint();
@@ -200,8 +201,9 @@ class Trainer {
 
   void announce(const fs::path& checkpoint, const RunState& saved) {
     const bool refused = options_.device == "auto" && device_ == kCpu;  // when there may be a GPU that should be used
-    console_.print(concat(version(), " on ", host_name(), "; ", describe(device_),
-                          refused ? concat(" (no GPU: ", why_no_gpu(train_.dtype), ")") : ""));
+    console_.print(
+        concat(version(), " on ", host_name(), "; ", describe(device_),
+               refused ? concat(" (no GPU: ", why_no_gpu({config_.model, train_.dtype, /*training=*/true}), ")") : ""));
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
     console_.print(
@@ -394,6 +396,7 @@ int train_command(const Experiment& experiment, const Options& options) {
     std::cout << to_toml(config) << std::flush;
     return 0;
   }
+  const Device device = options.dry_run ? kCpu : usable_device(options, config);
   handle_stop_signals();
   Console console;
   const bool default_data = config.data_path.empty();
@@ -409,7 +412,7 @@ int train_command(const Experiment& experiment, const Options& options) {
   RunDirectory folder(options.out.empty() ? default_run_folder(config) : options.out);
   int64_t step = 0;
   try {
-    Trainer trainer(experiment, options, config, *data, folder, console);
+    Trainer trainer(experiment, options, config, device, *data, folder, console);
     try {
       trainer.run();
     } catch (...) {

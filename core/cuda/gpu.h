@@ -126,6 +126,16 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+/// Why the current device cannot run `kernel`, which was compiled for others or for a newer driver; "" if it can.
+template <class... Parameters>
+std::string why_no_code(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // an error is reported here, not by the next call
+  return cudaGetErrorString(status);
+}
+
 [[noreturn]] inline void fail_launch(const void* kernel, const std::string& what, cudaError_t status) {
   const char* name = nullptr;
   if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = "a kernel";

@@ -94,9 +94,14 @@ const DeviceProperties& properties(Device device) { return devices().properties.
 void check_usable(Device device) {
   check(devices().problem.empty(), device, ": ", devices().problem);
   check(device.index >= 0 && device.index < device_count(), device, ": no such device; there are ", device_count());
-  const DeviceProperties& p = properties(device);
-  check(p.major >= 8, device, " is ", p.name, " of compute capability ", p.major, '.', p.minor,
-        "; the kernels need 8.0 or newer");
+  check_architecture(device, properties(device));
+}
+
+int64_t free_bytes(Device device) {
+  make_current(device);
+  size_t free = 0, all = 0;
+  check_cuda(cudaMemGetInfo(&free, &all), "cuda: free memory of ", device);
+  return static_cast<int64_t>(free);
 }
 
 std::string versions() {
@@ -288,6 +293,7 @@ int device_count() { return 0; }
 std::string why_no_device() { return "this build has the CPU alone"; }
 const DeviceProperties& properties(Device) { fail_without_cuda(); }
 void check_usable(Device device) { fail(device, ": ", why_no_device()); }
+int64_t free_bytes(Device) { return 0; }
 std::string versions() { return "no CUDA"; }
 
 void* allocate(Device, int64_t) { fail_without_cuda(); }

@@ -34,9 +34,18 @@ std::string why_no_device();
 
 const DeviceProperties& properties(Device device);
 
-/// Throws Error with the reason on one line unless `device` exists and has an architecture that the kernels were built
+/// Throws Error with the reason on one line unless `device` exists and has an architecture that kernels can be built
 /// for.
 void check_usable(Device device);
+
+/// The part of it that is about the architecture.
+inline void check_architecture(Device device, const DeviceProperties& p) {
+  check(p.major >= 8, device, " is ", p.name, " of compute capability ", p.major, '.', p.minor,
+        "; the kernels need 8.0 or newer");
+}
+
+/// Of its memory, what neither this process nor any other has.
+int64_t free_bytes(Device device);
 
 /// "CUDA runtime 13.0, driver 13.0".
 std::string versions();

@@ -39,6 +39,14 @@ struct Add {
 
 }  // namespace
 
+void check_has_kernels(Device device) {
+  compute_stream(device);  // makes it current
+  const std::string reason = why_no_code(fill_kernel<uint16_t>);
+  const DeviceProperties& p = properties(device);
+  check(reason.empty(), device, " is ", p.name, " of compute capability ", p.major, '.', p.minor,
+        "; this build has no kernels for it: ", reason);
+}
+
 void fill(Stream stream, void* data, int64_t count, const void* element, int64_t size) {
   if (count == 0) return;
   const auto* const bytes = static_cast<const unsigned char*>(element);

@@ -5,6 +5,9 @@
 
 namespace lacuna::gpu {
 
+/// Throws Error, on one line, unless this build has kernels that run on `device`.
+void check_has_kernels(Device device);
+
 /// Sets `count` elements of `size` bytes (1, 2, 4 or 8) to the one at `element`, on the host.
 void fill(Stream stream, void* data, int64_t count, const void* element, int64_t size);
 

@@ -167,7 +167,14 @@ T* data_or_null(const Tensor& t) {
   return t.defined() ? data<T>(t) : nullptr;
 }
 
+constexpr int64_t kSharedPerColumn = kRowWarps * 2 * sizeof(float);  // bytes, of backward
+
 }  // namespace
+
+void check_layer_norm_backward(Device device, int64_t d_model) {
+  const int64_t most = properties(device).shared_bytes / kSharedPerColumn / 256 * 256;
+  check(d_model <= most, "layer_norm: on this GPU d_model must be at most ", most, ", got ", d_model);
+}
 
 void layer_norm_forward(Stream stream, const BranchSum& sum, const Tensor& gain, const Tensor& bias, float eps,
                         const Tensor& x, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
@@ -187,16 +194,13 @@ void layer_norm_backward(Stream stream, const Tensor& dy, const Tensor& x, const
                          const Tensor& dbias) {
   dispatch_float(x.dtype(), "layer_norm", [&]<class T>() {
     const int64_t rows = mean.numel(), cols = gain.numel(), blocks = ceil_div(rows, kRowsPerBlock);
-    constexpr int64_t kSharedPerColumn = kRowWarps * 2 * sizeof(float);
-    const int64_t shared = kSharedPerColumn * padded_to_256(cols), most = properties(stream.device).shared_bytes;
-    check(shared <= most, "layer_norm: on this GPU d_model must be at most ", most / kSharedPerColumn / 256 * 256,
-          ", got ", cols);
+    check_layer_norm_backward(stream.device, cols);
     const MemoryScope scope(MemoryCategory::workspace);
     const Tensor partial = empty({blocks, 2 * cols}, DType::f32, stream.device);
     const Tensor total = empty({2 * cols}, DType::f32, stream.device);
     if (rows > 0)
-      launch(stream, layer_norm_backward_kernel<T>, dim3(grid_of(blocks, "layer_norm")),
-             dim3(kWarpSize, kRowWarps), static_cast<size_t>(shared), data<T>(dy), data<T>(x), data<float>(gain),
+      launch(stream, layer_norm_backward_kernel<T>, dim3(grid_of(blocks, "layer_norm")), dim3(kWarpSize, kRowWarps),
+             static_cast<size_t>(kSharedPerColumn * padded_to_256(cols)), data<T>(dy), data<T>(x), data<float>(gain),
              data<float>(mean), data<float>(rstd), data_or_null<T>(beside.dx_beside), drop_of(beside.mask, x), rows,
              cols, all_aligned(cols, {dy, x, gain, beside.dx_beside, dx, beside.dbranch}), data<T>(dx),
              data_or_null<T>(beside.dbranch), data<float>(partial));

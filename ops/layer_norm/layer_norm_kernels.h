@@ -26,4 +26,10 @@ LACUNA_KERNEL(void layer_norm_backward(Stream stream, const Tensor& dy, const Te
                                        const Tensor& mean, const Tensor& rstd, const BranchGradients& beside,
                                        const Tensor& dx, const Tensor& dgain, const Tensor& dbias))
 
+namespace gpu {
+
+/// Throws Error unless a block of the GPU has the shared memory for layer_norm_backward of rows of d_model.
+void check_layer_norm_backward(Device device, int64_t d_model);
+
+}  // namespace gpu
 }  // namespace lacuna

@@ -2,6 +2,7 @@
 // The host half of core/cuda/gpu.h: with it g++ and clang compile the source of a kernel as it stands.
 
 #include <memory>
+#include <string>
 #include <tuple>
 
 #include "core/error.h"
@@ -20,7 +21,19 @@
   name##_type& name = *static_cast<name##_type*>( \
       ::lacuna::emulation::static_shared(&name##_key, sizeof(name##_type), alignof(name##_type)))
 
+namespace lacuna::emulation {
+
+std::string why_no_code();  // of runtime_emulated.cpp
+
+}  // namespace lacuna::emulation
+
 namespace lacuna::gpu {
+
+/// Why the current device cannot run `kernel`; "" if it can.
+template <class... Parameters>
+std::string why_no_code(void (*)(Parameters...)) {
+  return emulation::why_no_code();
+}
 
 /// The stream of a launch, and where in the source it stands.
 struct LaunchSite {

@@ -36,7 +36,7 @@ struct Machine {
   Queue compute, copy;
   std::unordered_map<void*, int64_t> blocks;
   int64_t bytes = 0;
-  std::string problem, graph_problem;
+  std::string problem, kernel_problem, graph_problem;  // none when empty
   gpu::DeviceProperties properties{.name = "emulated GPU",
                                    .major = 9,
                                    .minor = 0,
@@ -45,8 +45,24 @@ struct Machine {
                                    .shared_bytes = 227 * 1024};
 };
 
+/// What the environment says of the GPU, for programs: LACUNA_EMULATED_GPU="<what>=<value>", what as below.
+void take_environment(Machine& machine) {
+  const char* const variable = std::getenv("LACUNA_EMULATED_GPU");
+  if (!variable) return;
+  const std::string text = variable, what = text.substr(0, text.find('=')), value = text.substr(what.size() + 1);
+  if (what == "no-device") machine.problem = value;
+  if (what == "no-kernels") machine.kernel_problem = value;
+  if (what == "no-graphs") machine.graph_problem = value;
+  if (what == "major") machine.properties.major = std::stoi(value);
+  if (what == "memory") machine.properties.memory_bytes = std::stoll(value);
+}
+
 Machine& machine() {
-  static auto* const one = new Machine;  // tensors with static lifetime may outlive main
+  static auto* const one = [] {
+    auto* const machine = new Machine;  // tensors with static lifetime may outlive main
+    take_environment(*machine);
+    return machine;
+  }();
   return *one;
 }
 
@@ -76,6 +92,8 @@ ComputeCapability::~ComputeCapability() {
   machine().properties.minor = minor_;
 }
 
+std::string why_no_code() { return machine().kernel_problem; }
+
 int64_t bytes_in_use() { return machine().bytes; }
 
 }  // namespace lacuna::emulation
@@ -94,7 +112,10 @@ const DeviceProperties& properties(Device) { return machine().properties; }
 void check_usable(Device device) {
   check(machine().problem.empty(), device, ": ", machine().problem);
   check(device.index == 0, device, ": no such device; there are 1");
+  check_architecture(device, machine().properties);
 }
+
+int64_t free_bytes(Device) { return machine().properties.memory_bytes - machine().bytes; }
 
 std::string versions() { return "emulated CUDA"; }
 

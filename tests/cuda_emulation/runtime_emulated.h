@@ -38,6 +38,9 @@ class NoGraphs {
   ~NoGraphs();
 };
 
+/// Why the GPU has no code of kernels; "" if it has.
+std::string why_no_code();
+
 /// Bytes in blocks that are not freed yet; frees take effect in the order of the compute stream.
 int64_t bytes_in_use();
 
