@@ -46,13 +46,13 @@ fs::path find_folder(const fs::path& path) {
       "CIFAR-10; `scripts/get_data cifar10` fetches it)";
   std::error_code error, ignored;
   const fs::file_status status = fs::status(path, error);
-  check(status.type() != fs::file_type::not_found, "cifar10: no such folder: '", path.string(), "'", kNeeded);
-  check(status.type() != fs::file_type::none, "cifar10: cannot read '", path.string(), "': ", error.message());
+  check(status.type() != fs::file_type::not_found, "CIFAR-10: no such folder: '", path.string(), "'", kNeeded);
+  check(status.type() != fs::file_type::none, "CIFAR-10: cannot read '", path.string(), "': ", error.message());
   if (!fs::is_directory(status) && std::find(kFiles.begin(), kFiles.end(), path.filename()) != kFiles.end())
     return find_folder(fs::absolute(path).parent_path());  // any of the files stands for all
-  check(fs::is_directory(status), "cifar10: not a folder: '", path.string(), "'", kNeeded);
+  check(fs::is_directory(status), "CIFAR-10: not a folder: '", path.string(), "'", kNeeded);
   fs::directory_iterator(path, error);
-  check(!error, "cifar10: cannot read folder '", path.string(), "': ", error.message());
+  check(!error, "CIFAR-10: cannot read folder '", path.string(), "': ", error.message());
   const auto holds_any = [&](const fs::path& folder) {
     return std::any_of(kFiles.begin(), kFiles.end(),
                        [&](const char* name) { return fs::exists(folder / name, ignored); });
@@ -60,12 +60,12 @@ fs::path find_folder(const fs::path& path) {
   for (const fs::path& folder : {path, path / "cifar-10-batches-bin"})
     if (holds_any(folder)) {
       for (const char* name : kFiles)
-        check(fs::exists(folder / name, ignored), "cifar10: '", name, "' is missing in '", folder.string(), "'",
+        check(fs::exists(folder / name, ignored), "CIFAR-10: '", name, "' is missing in '", folder.string(), "'",
               kNeeded);
       return folder;
     }
   const bool python = fs::exists(path / "data_batch_1", ignored) || fs::exists(path / "cifar-10-batches-py", ignored);
-  fail("cifar10: no CIFAR-10 in '", path.string(), "'", python ? ": it holds the Python version" : "", kNeeded);
+  fail("CIFAR-10: no CIFAR-10 in '", path.string(), "'", python ? ": it holds the Python version" : "", kNeeded);
 }
 
 class Cifar10 final : public Dataset {
@@ -74,11 +74,11 @@ class Cifar10 final : public Dataset {
     const fs::path folder = find_folder(path);
     for (const char* name : kFiles) {
       const auto& file = files_.emplace_back(std::make_unique<MappedFile>(folder / name));
-      check(file->size() == kFileBytes, "cifar10: '", (folder / name).string(), "' must be ", kFileBytes,
+      check(file->size() == kFileBytes, "CIFAR-10: '", (folder / name).string(), "' must be ", kFileBytes,
             " bytes (10,000 records of 3,073), got ", file->size());
       for (int64_t i = 0; i < kRecordsPerFile; ++i) {
         const int label = static_cast<unsigned char>(record_in(file->bytes(), i)[0]);
-        check(label <= 9, "cifar10: '", (folder / name).string(), "': record ", i, " has label ", label,
+        check(label <= 9, "CIFAR-10: '", (folder / name).string(), "': record ", i, " has label ", label,
               ", must be at most 9");
       }
     }
@@ -106,7 +106,7 @@ class Cifar10 final : public Dataset {
   int64_t n_windows(Split split) const override { return static_cast<int64_t>(images(split).size()); }
 
   Tensor train_batch(uint64_t seed, int64_t step, int64_t batch) const override {
-    check(step >= 0 && batch >= 1, "cifar10: a batch needs step >= 0 and batch >= 1, got ", step, " and ", batch);
+    check(step >= 0 && batch >= 1, "CIFAR-10: a batch needs step >= 0 and batch >= 1, got ", step, " and ", batch);
     const Tensor out = empty({batch, kPixels}, DType::u8);
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t sample = step * batch + b;  // of the whole run
@@ -118,7 +118,7 @@ class Cifar10 final : public Dataset {
   }
 
   Tensor window(Split split, int64_t index) const override {
-    check(index >= 0 && index < n_windows(split), "cifar10: window must be in [0, ", n_windows(split), "), got ",
+    check(index >= 0 && index < n_windows(split), "CIFAR-10: window must be in [0, ", n_windows(split), "), got ",
           index);
     const Tensor out = empty({1, kPixels}, DType::u8);
     write_pixels(record(images(split)[static_cast<size_t>(index)]), reinterpret_cast<char*>(out.raw()));

@@ -198,13 +198,13 @@ TEST_CASE("cifar10: says which file is missing, and how to get the set") {
       " (needed: a folder with data_batch_1.bin to data_batch_5.bin and test_batch.bin, the binary version of "
       "CIFAR-10; `scripts/get_data cifar10` fetches it)";
   const std::string here = quoted(folder.path());
-  CHECK(error_of(folder.path() / "no") == concat("cifar10: no such folder: ", quoted(folder.path() / "no"), needed));
-  CHECK(error_of(folder.path()) == concat("cifar10: no CIFAR-10 in ", here, needed));
+  CHECK(error_of(folder.path() / "no") == concat("CIFAR-10: no such folder: ", quoted(folder.path() / "no"), needed));
+  CHECK(error_of(folder.path()) == concat("CIFAR-10: no CIFAR-10 in ", here, needed));
   const fs::path file = folder.write("data_batch_1", "");
-  CHECK(error_of(file) == concat("cifar10: not a folder: ", quoted(file), needed));
-  CHECK(error_of(folder.path()) == concat("cifar10: no CIFAR-10 in ", here, ": it holds the Python version", needed));
+  CHECK(error_of(file) == concat("CIFAR-10: not a folder: ", quoted(file), needed));
+  CHECK(error_of(folder.path()) == concat("CIFAR-10: no CIFAR-10 in ", here, ": it holds the Python version", needed));
   link_pictures(folder.path(), "test_batch.bin");
-  CHECK(error_of(folder.path()) == concat("cifar10: 'test_batch.bin' is missing in ", here, needed));
+  CHECK(error_of(folder.path()) == concat("CIFAR-10: 'test_batch.bin' is missing in ", here, needed));
 }
 
 TEST_CASE("cifar10: says when a folder cannot be read") {
@@ -213,7 +213,7 @@ TEST_CASE("cifar10: says when a folder cannot be read") {
   link_pictures(closed);
   fs::permissions(closed, fs::perms::none);
   const WithoutPrivileges not_root;
-  CHECK(error_of(closed) == concat("cifar10: cannot read folder ", quoted(closed), ": Permission denied"));
+  CHECK(error_of(closed) == concat("CIFAR-10: cannot read folder ", quoted(closed), ": Permission denied"));
   fs::permissions(closed, fs::perms::owner_all);
 }
 
@@ -221,7 +221,7 @@ TEST_CASE("cifar10: refuses a file of the wrong size, with a wrong label, or tha
   const TemporaryFolder folder;
   link_pictures(folder.path(), "data_batch_4.bin");
   const fs::path bad = folder.write("data_batch_4.bin", "");
-  const std::string in_bad = concat("cifar10: ", quoted(bad));
+  const std::string in_bad = concat("CIFAR-10: ", quoted(bad));
   for (const int64_t size : {int64_t{0}, int64_t{30'729'999}, int64_t{30'730'001}, int64_t{10'000} * 3'074}) {
     fs::resize_file(bad, static_cast<uintmax_t>(size));
     CHECK(error_of(folder.path()) == concat(in_bad, " must be 30730000 bytes (10,000 records of 3,073), got ", size));
@@ -239,13 +239,13 @@ TEST_CASE("cifar10: refuses a file of the wrong size, with a wrong label, or tha
 
 TEST_CASE("cifar10: refuses windows and batches that do not exist") {
   CHECK(message_of<Error>([] { dataset().window(Split::valid, 2'000); }) ==
-        "cifar10: window must be in [0, 2000), got 2000");
+        "CIFAR-10: window must be in [0, 2000), got 2000");
   CHECK(message_of<Error>([] { dataset().window(Split::test, -1); }) ==
-        "cifar10: window must be in [0, 10000), got -1");
+        "CIFAR-10: window must be in [0, 10000), got -1");
   CHECK(message_of<Error>([] { dataset().train_batch(1, -1, 1); }) ==
-        "cifar10: a batch needs step >= 0 and batch >= 1, got -1 and 1");
+        "CIFAR-10: a batch needs step >= 0 and batch >= 1, got -1 and 1");
   CHECK(message_of<Error>([] { dataset().train_batch(1, 0, 0); }) ==
-        "cifar10: a batch needs step >= 0 and batch >= 1, got 0 and 0");
+        "CIFAR-10: a batch needs step >= 0 and batch >= 1, got 0 and 0");
 }
 
 }  // namespace lacuna
