@@ -13,8 +13,8 @@
 #include "ops/sparse_attention/decode.h"
 #if !LACUNA_ON_GPU
 #include "tests/cuda_emulation/runtime_emulated.h"
-#include "tests/cuda_emulation/sanitizers.h"
 #endif
+#include "tests/cuda_emulation/sanitizers.h"
 #include "tests/models/tiny_models.h"
 #include "tests/ops/sparse_attention/dense_masked.h"
 #include "tests/ops/sparse_attention/random_patterns.h"
@@ -24,11 +24,7 @@ using namespace lacuna::test;
 
 namespace {
 
-#if LACUNA_ON_GPU
-bool under_tsan() { return false; }
-#else
 using emulation::under_tsan;  // there the emulator takes some hundred times as long
-#endif
 
 const int kRandomCases = setenv("RC_PARAMS", "max_success=12", /*overwrite=*/0);
 

@@ -12,19 +12,15 @@
 #if !LACUNA_ON_GPU
 #include "tests/cuda_emulation/execution.h"
 #include "tests/cuda_emulation/runtime_emulated.h"
-#include "tests/cuda_emulation/sanitizers.h"
 #endif
+#include "tests/cuda_emulation/sanitizers.h"
 
 using namespace lacuna;
 using namespace lacuna::test;
 
 namespace {
 
-#if LACUNA_ON_GPU
-bool under_tsan() { return false; }
-#else
 using emulation::under_tsan;
-#endif
 
 /// How many wgmma the kernels have issued. A GPU does not count them.
 uint64_t count_wgmma() {

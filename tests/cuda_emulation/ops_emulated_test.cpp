@@ -14,20 +14,14 @@
 #include "ops/softmax_cross_entropy/softmax_cross_entropy.h"
 #include "ops/softmax_cross_entropy/softmax_cross_entropy_kernels.h"
 #include "ops/sparse_attention/sparse_attention.h"
-#if !LACUNA_ON_GPU
 #include "tests/cuda_emulation/sanitizers.h"
-#endif
 #include "tests/support/expect_error.h"
 #include "tests/support/tensors.h"
 
 namespace lacuna::test {
 namespace {
 
-#if LACUNA_ON_GPU
-bool under_tsan() { return false; }
-#else
 using emulation::under_tsan;  // there the emulator takes some hundred times as long
-#endif
 
 const std::vector<DType> kDTypes =
     under_tsan() ? std::vector<DType>{DType::bf16} : std::vector<DType>{DType::f32, DType::bf16, DType::f16};

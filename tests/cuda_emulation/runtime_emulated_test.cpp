@@ -5,9 +5,7 @@
 #include "optim/adam.h"
 #include "optim/clip.h"
 #include "tests/cuda_emulation/gpu_memory.h"
-#if !LACUNA_ON_GPU
 #include "tests/cuda_emulation/sanitizers.h"
-#endif
 #include "tests/support/expect_error.h"
 #include "tests/support/tensors.h"
 
@@ -121,11 +119,7 @@ TEST_CASE("gpu errors: a machine without a usable GPU") {
 
 // --- The optimizer
 
-#if LACUNA_ON_GPU
-bool under_tsan() { return false; }
-#else
 using emulation::under_tsan;  // there the emulator takes some hundred times as long
-#endif
 
 // The last in more than one piece.
 std::vector<ParameterSpec> specs() {

@@ -27,6 +27,7 @@ extern "C" {
 namespace lacuna::emulation {
 
 inline bool under_tsan() { return __tsan_create_fiber != nullptr; }
+inline bool under_asan() { return __asan_poison_memory_region != nullptr; }
 
 /// What happened before release(object) happened before what follows a later acquire(object). Only the address counts.
 inline void release(void* object) {

@@ -14,6 +14,7 @@
 #endif
 #include "ops/sparse_attention/cuda/launches.h"
 #include "ops/sparse_attention/kernels.h"
+#include "tests/cuda_emulation/sanitizers.h"
 #include "tests/ops/sparse_attention/dense_masked.h"
 #include "tests/ops/sparse_attention/random_patterns.h"
 
@@ -24,23 +25,10 @@ namespace {
 
 // Sanitizers slow the emulator down by 8 (addresses) and 50 times (threads): they get a share of the cases. So do those
 // of a GPU, by the environment.
-#if LACUNA_ON_GPU
-const int kShare = std::getenv("LACUNA_TEST_SHARE") ? std::atoi(std::getenv("LACUNA_TEST_SHARE")) : 1;
-#elif defined(__SANITIZE_THREAD__)
-constexpr int kShare = 20;
-#elif defined(__SANITIZE_ADDRESS__)
-constexpr int kShare = 5;
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-constexpr int kShare = 20;
-#elif __has_feature(address_sanitizer)
-constexpr int kShare = 5;
-#else
-constexpr int kShare = 1;
-#endif
-#else
-constexpr int kShare = 1;
-#endif
+const int kShare = std::getenv("LACUNA_TEST_SHARE") ? std::atoi(std::getenv("LACUNA_TEST_SHARE"))
+                   : emulation::under_tsan()        ? 20
+                   : emulation::under_asan()        ? 5
+                                                    : 1;
 
 const int kRandomCases = setenv("RC_PARAMS", concat("max_success=", 30 / kShare).c_str(), /*overwrite=*/0);
 
