@@ -144,6 +144,12 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[kCount]) {
   pin(d);
 }
 
+/// Computes x, which is not negative, before what follows. Otherwise ptxas moves a wait for products ahead of the
+/// arithmetic that was to run beside them.
+__device__ __forceinline__ void compute_here(float x) {
+  asm volatile("{\n.reg .pred p;\nsetp.lt.f32 p, %0, 0f00000000;\n@p trap;\n}" ::"f"(x) : "memory");
+}
+
 // The registers of d as operands of an instruction.
 #define LACUNA_D8(i)                                                                                          \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \

@@ -62,6 +62,9 @@ template <int kGroupsLeft, int kCount>
 void wgmma_wait(float (&d)[kCount], LACUNA_HERE) {
   emulation::wait_for_products(kGroupsLeft, d, where);
 }
+inline void compute_here(float x, LACUNA_HERE) {
+  if (x < 0.0f) emulation::fail(where, "compute_here takes what is not negative, got %g", double(x));
+}
 
 template <class T, int kN, bool kColumns>
 void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add, LACUNA_HERE) {

@@ -211,6 +211,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       wgmma_wait<1>(s);
       if (lane == 0) mbarrier_arrive(&shared.k_empty[at.stage()]);
       weigh(shrink);
+      compute_here(sum[0] + sum[1]);
       wgmma_wait<0>(o);
       if (lane == 0) mbarrier_arrive(&shared.v_empty[stage]);
 #pragma unroll
