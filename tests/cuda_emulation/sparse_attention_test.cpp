@@ -10,7 +10,7 @@
 #include <cstring>
 
 #if !LACUNA_ON_GPU
-#include "core/cuda/gpu.h"
+#include "ops/sparse_attention/cuda/tiles.cuh"
 #endif
 #include "ops/sparse_attention/cuda/launches.h"
 #include "ops/sparse_attention/kernels.h"
@@ -423,6 +423,21 @@ TEST_CASE("take_sliding: takes the heads whose windows reach few rows back, alik
 }
 
 #if !LACUNA_ON_GPU
+TEST_CASE("sparse_attention on a GPU: positions of a strip without divisions") {
+  CHECK(rc::check("StripPositions", [] {
+    constexpr int64_t kEnd = int64_t{1} << 31;
+    const int64_t width =
+        *rc::gen::oneOf(rc::gen::inRange<int64_t>(1, 300), rc::gen::inRange<int64_t>(1, kEnd),
+                        rc::gen::element<int64_t>(kEnd / 2 - 1, kEnd / 2, kEnd / 2 + 1, kEnd - 1, kEnd, kUnbounded));
+    const int64_t period = width < kEnd ? *rc::gen::inRange(width, kEnd) : width;
+    const Strip strip{*rc::gen::inRange<int64_t>(0, 1000), period, width};
+    const gpu::StripPositions positions(strip);
+    const int64_t run = *rc::gen::inRange<int64_t>(0, kEnd) / width * width;  // begins there
+    for (const int64_t t : {run, run - 1, run + width / 2, kEnd - 1})
+      if (0 <= t && t < kEnd) RC_ASSERT(positions(uint32_t(t)) == uint32_t(strip.position(t)));
+  }));
+}
+
 TEST_CASE("sparse_attention on a GPU: forward and backward of short columns and of sliding windows are one launch each") {
   const auto launches = [](int64_t n, int64_t d_qk, const char* pattern) {
     const uint64_t before = emulation::counters().launches;

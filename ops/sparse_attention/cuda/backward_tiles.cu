@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const
   const Strip queries = tile.bands[tile.begin].view.queries(tile.group);
   const T* const k_head = call.k.of(tile.batch, tile.head);
   const T* const v_head = call.v.of(tile.batch, tile.head);
-  load_tile<kQk>(q, call.q.of(tile.batch, tile.head), call.q.token, call.d_qk, queries, tile.row,
+  load_tile<kQk>(q, call.q.of(tile.batch, tile.head), call.q.token, call.d_qk, StripPositions(queries), tile.row,
                  tile.row + tile.count);
-  load_tile<kV>(d_o, call.d_o.of(tile.batch, tile.head), call.d_o.token, call.d_v, queries, tile.row,
+  load_tile<kV>(d_o, call.d_o.of(tile.batch, tile.head), call.d_o.token, call.d_v, StripPositions(queries), tile.row,
                 tile.row + tile.count);
   cp_async_commit();
   cp_async_wait<0>();
@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const
   float dq[kQk / 8][4] = {};
   for (int band = tile.begin; band < tile.end; ++band) {
     const Strip keys = tile.bands[band].view.keys(tile.group);
+    const StripPositions key_positions(keys);
     const bool scattered = tile.bands[band].scattered_before != 0;
     fill_ranges(ranges[0], tile.count,
                 [&](int r) { return keys_of(tile.bands, band, tile.group, queries.position(tile.row + r)); });
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const
     const WarpRanges met(ranges[0]);
     const int begin = ranges[0].begin[0], end = ranges[0].end[kTile - 1];
     const auto load = [&](int t, int buffer) {
-      load_tile<kQk>(k + buffer * kTile * kQk, k_head, call.k.token, call.d_qk, keys, t, end);
-      load_tile<kV>(v + buffer * kTile * kV, v_head, call.v.token, call.d_v, keys, t, end);
+      load_tile<kQk>(k + buffer * kTile * kQk, k_head, call.k.token, call.d_qk, key_positions, t, end);
+      load_tile<kV>(v + buffer * kTile * kV, v_head, call.v.token, call.d_v, key_positions, t, end);
       cp_async_commit();
     };
     if (begin < end) load(begin, 0);
@@ -170,8 +171,10 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
   const View& view = tile.bands[band].view;
   const Strip keys = view.keys(tile.group), queries = view.queries(tile.group);
   const bool scattered = tile.bands[band].scattered_before != 0;
-  load_tile<kQk>(k, call.k.of(tile.batch, tile.head), call.k.token, call.d_qk, keys, tile.row, tile.row + tile.count);
-  load_tile<kV>(v, call.v.of(tile.batch, tile.head), call.v.token, call.d_v, keys, tile.row, tile.row + tile.count);
+  load_tile<kQk>(k, call.k.of(tile.batch, tile.head), call.k.token, call.d_qk, StripPositions(keys), tile.row,
+                 tile.row + tile.count);
+  load_tile<kV>(v, call.v.of(tile.batch, tile.head), call.v.token, call.d_v, StripPositions(keys), tile.row,
+                tile.row + tile.count);
   cp_async_commit();
   fill_ranges(ranges[0], tile.count, [&](int r) {
     const Range positions = queries_of(tile.bands, band, keys.position(tile.row + r), call.n);
@@ -185,12 +188,13 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
     return;
   }
 
+  const StripPositions query_positions(queries);
   const T* const q_head = call.q.of(tile.batch, tile.head);
   const T* const d_o_head = call.d_o.of(tile.batch, tile.head);
   const int64_t statistics = (tile.batch * call.n_heads + tile.head) * call.n;
   const auto load = [&](int t, int buffer) {
-    load_tile<kQk>(q + buffer * kTile * kQk, q_head, call.q.token, call.d_qk, queries, t, end);
-    load_tile<kV>(d_o + buffer * kTile * kV, d_o_head, call.d_o.token, call.d_v, queries, t, end);
+    load_tile<kQk>(q + buffer * kTile * kQk, q_head, call.q.token, call.d_qk, query_positions, t, end);
+    load_tile<kV>(d_o + buffer * kTile * kV, d_o_head, call.d_o.token, call.d_v, query_positions, t, end);
     if (threadIdx.x < kTile) {
       const int64_t i = statistics + queries.position(lesser(t + threadIdx.x, end - 1));
       cp_async<4>(&exponent[buffer][threadIdx.x], call.lse + i, true);

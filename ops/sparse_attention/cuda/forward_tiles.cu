@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
   const Strip queries = tile.bands[tile.begin].view.queries(tile.group);
   const T* const k_head = call.k.of(tile.batch, tile.head);
   const T* const v_head = call.v.of(tile.batch, tile.head);
-  load_tile<kQk>(q, call.q.of(tile.batch, tile.head), call.q.token, call.d_qk, queries, tile.row,
+  load_tile<kQk>(q, call.q.of(tile.batch, tile.head), call.q.token, call.d_qk, StripPositions(queries), tile.row,
                  tile.row + tile.count);
   cp_async_commit();
 
@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
 
   for (int band = tile.begin; band < tile.end; ++band) {
     const Strip keys = tile.bands[band].view.keys(tile.group);
+    const StripPositions key_positions(keys);
     const bool scattered = tile.bands[band].scattered_before != 0;
     fill_ranges(ranges[0], tile.count,
                 [&](int r) { return keys_of(tile.bands, band, tile.group, queries.position(tile.row + r)); });
@@ -45,8 +46,8 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
     const WarpRanges met(ranges[0]);
     const int begin = ranges[0].begin[0], end = ranges[0].end[kTile - 1];
     const auto load = [&](int t, int buffer) {
-      load_tile<kQk>(k + buffer * kTile * kQk, k_head, call.k.token, call.d_qk, keys, t, end);
-      load_tile<kV>(v + buffer * kTile * kV, v_head, call.v.token, call.d_v, keys, t, end);
+      load_tile<kQk>(k + buffer * kTile * kQk, k_head, call.k.token, call.d_qk, key_positions, t, end);
+      load_tile<kV>(v + buffer * kTile * kV, v_head, call.v.token, call.d_v, key_positions, t, end);
       cp_async_commit();
     };
     if (begin < end) load(begin, 0);

@@ -98,10 +98,10 @@ __global__ void __launch_bounds__(kBlock, kQk == 32 ? 2 : 1)
   const Strip positions = view.queries(segment.group);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto load = [&](T* to, const HeadRows<const T>& left, const HeadRows<const T>& right, int tile) {
-    load_tile<kQk, kRows>(to, left.of(segment.batch, segment.head), left.token, call.d_qk, positions, tile * kRows,
-                          segment.rows);
-    load_tile<kV, kRows>(to + kRows * kQk, right.of(segment.batch, segment.head), right.token, call.d_v, positions,
-                         tile * kRows, segment.rows);
+    load_tile<kQk, kRows>(to, left.of(segment.batch, segment.head), left.token, call.d_qk, StripPositions(positions),
+                          tile * kRows, segment.rows);
+    load_tile<kV, kRows>(to + kRows * kQk, right.of(segment.batch, segment.head), right.token, call.d_v,
+                         StripPositions(positions), tile * kRows, segment.rows);
   };
   const auto load_keys = [&](int tile) {
     if (tile < segment.end) load(k_of(tile), call.k, call.v, tile);

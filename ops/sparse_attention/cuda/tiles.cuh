@@ -25,24 +25,43 @@ __device__ __forceinline__ T* chunk_of(T* tile, int r, int c) {
   return tile + r * kWidth + swizzled * 8;
 }
 
-/// strip.position(t) of positions and elements that fit 31 bits: divisions of 64 bits would take most of a load's time.
-__device__ __forceinline__ int64_t position_of(const Strip& strip, uint32_t t) {
-  const auto width = static_cast<uint32_t>(lesser(strip.width, int64_t{1} << 31));
-  return strip.first + t / width * strip.period + t % width;
-}
+/// Strip::position for positions and elements that fit 31 bits, without a division for each: with one, loads would take
+/// longer than products.
+struct StripPositions {
+  uint32_t first, step, gap = 0;  // of element 0; from an element to the next; and what is added from a run to the next
+  uint32_t inverse = 0;           // t / width is t * inverse >> shift (Granlund & Montgomery 1994); 0 for a single run
+  int shift = 32;
 
-/// Starts to copy elements t, t + 1, ... of `strip`, up to `end`, of rows `stride` apart, to a tile. What lies past the
-/// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8. A block has two
-/// threads for every row.
+  __device__ __forceinline__ explicit StripPositions(const Strip& strip)
+      : first(static_cast<uint32_t>(strip.first)), step(strip.width == 1 ? static_cast<uint32_t>(strip.period) : 1) {
+    if (strip.width == 1 || strip.width >= int64_t{1} << 31) return;
+    const auto width = static_cast<uint32_t>(strip.width);
+    gap = static_cast<uint32_t>(strip.period) - width;
+    shift = 63 - __clz(static_cast<int>(width - 1));
+    inverse = static_cast<uint32_t>((uint64_t{1} << shift) / width + 1);
+  }
+  __device__ __forceinline__ uint32_t operator()(uint32_t t) const {
+    return first + t * step + static_cast<uint32_t>(uint64_t{t} * inverse >> shift) * gap;
+  }
+};
+
+/// Starts to copy elements t, t + 1, ... of a strip, up to `end`, of rows `stride` apart, to a tile. What lies past the
+/// end or past the first `width` numbers of a row becomes 0. `width` and `stride` are multiples of 8, and less than
+/// 2^31 bytes. A block has two threads for every row.
 template <int kWidth, int kRows = kTile, class T>
-__device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width, const Strip& strip, int t,
-                                          int end) {
-  constexpr int kPieces = kWidth / 8;
-#pragma unroll 1  // copies do not wait for each other; more would only take registers for addresses
-  for (int i = 0; i < kPieces / 2; ++i) {
-    const int x = static_cast<int>(threadIdx.x) + i * 2 * kRows, r = x / kPieces, c = x % kPieces;
-    const bool inside = t + r < end && c * 8 < width;
-    cp_async16(chunk_of<kWidth>(tile, r, c), inside ? rows + position_of(strip, t + r) * stride + c * 8 : rows, inside);
+__device__ __forceinline__ void load_tile(T* tile, const T* rows, int64_t stride, int width,
+                                          const StripPositions& positions, int t, int end) {
+  constexpr int kPieces = kWidth / 8, kRowsAtOnce = 2 * kRows / kPieces;
+  static_assert(kRowsAtOnce % 8 == 0, "so that their places differ by whole rows");
+  const int r = static_cast<int>(threadIdx.x) / kPieces, c = static_cast<int>(threadIdx.x) % kPieces;
+  T* const to = chunk_of<kWidth>(tile, r, c);
+  const bool has = c * 8 < width;
+  const T* const from = rows + (has ? c * 8 : 0);
+#pragma unroll
+  for (int x = 0; x < kRows; x += kRowsAtOnce) {
+    const bool inside = has && t + r + x < end;
+    const uint32_t position = inside ? positions(t + r + x) : 0;
+    cp_async16(to + x * kWidth, from + uint64_t{position} * static_cast<uint32_t>(stride), inside);
   }
 }
 
@@ -55,12 +74,12 @@ __device__ __forceinline__ void multiply_rows(float (&s)[2 * kChunks][4], T* a, 
   for (int c = 0; c < kWidth / 16; ++c) {
     uint32_t rows[4];
     ldmatrix_x4(rows, chunk_of<kWidth>(a, row + lane % 16, 2 * c + lane / 16));
+    T* const first = chunk_of<kWidth>(b, b_row + lane % 8 + lane / 16 * 8, 2 * c + lane / 8 % 2);
 #pragma unroll
     for (int x = 0; x < kChunks; ++x)
       if (chunks >> x & 1) {
         uint32_t columns[4];
-        const int r = b_row + x * kChunk + lane % 8 + lane / 16 * 8;
-        ldmatrix_x4(columns, chunk_of<kWidth>(b, r, 2 * c + lane / 8 % 2));
+        ldmatrix_x4(columns, first + x * kChunk * kWidth);  // swizzled alike
         mma_16816<T>(s[2 * x], rows, columns[0], columns[1]);
         mma_16816<T>(s[2 * x + 1], rows, columns[2], columns[3]);
       }
