@@ -80,6 +80,11 @@ def read_result(path):
         return {}
 
 
+def why(row):
+    """Why there is no number, in a line of the table."""
+    return row.get("failed", "").split("\n")[0][:120]
+
+
 def judge(measured, goals):
     accept, target = goals
     return "reaches the target" if measured >= target else "accepted" if measured >= accept else "BELOW"
@@ -111,7 +116,7 @@ def summary_lines(out, names):
             yield from row(name, machine[name], None, "")
     for r in results["kernels"].get("rows", []):
         if "us" not in r:
-            yield form.format(r["name"], "failed", "", "", r.get("failed", "")[:80])
+            yield form.format(r["name"], "failed", "", "", why(r))
             continue
         base, _, which = r["name"].rpartition("/")
         share = f"  {r['us']:.0f} us, {100 * (r['roofline'] or 0):.0f}% of the roofline"
@@ -123,7 +128,7 @@ def summary_lines(out, names):
             yield from row(r["name"], r["useful_tflops"], None, "TF", share)
     for r in results["training"].get("rows", []):
         if "tokens_per_s" not in r:
-            yield form.format(r["name"], "failed", "", "", r.get("failed", "")[:80])
+            yield form.format(r["name"], "failed", "", "", why(r))
             continue
         mfu = f"MFU {100 * r['mfu']:.1f}%, " if r.get("mfu") else ""
         yield from row(r["name"], r["tokens_per_s"] / 1e3, TRAINING[r["name"]].tokens, "k/s",
@@ -132,7 +137,9 @@ def summary_lines(out, names):
     for r in results["training"].get("table_2", []):
         yield from row(f"Table 2: dense / {r['preset'].split('/')[1]}", r["dense_over_this"], None, "x", f"paper {r['paper']:.2f}x")
     for r in results.get("sampling", {}).get("rows", []):
-        if "samples_per_s" in r:
+        if "failed" in r:
+            yield form.format(f"sampling: {r['name']}", "failed", "", "", why(r))
+        elif "samples_per_s" in r:
             more = f"  {r['samples']} at once, {r['peak_tensor_bytes'] / 2**30:.1f} GiB"
             more += f", by {r['positions']} of {r['length']} positions" if r["positions"] < r["length"] else ""
             yield from row(f"sampling: {r['name']}", r["samples_per_s"], SAMPLING[r["name"]].tokens, "/s", more)

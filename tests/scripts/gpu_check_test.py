@@ -146,6 +146,16 @@ class Stages(Runs):
         code, _, results = self.run_main(gpu_check.Stage("odd", 9, "", run), fake("next", "pass"))
         self.assertEqual((code, results["odd"]["reason"], results["next"]["status"]), (1, "KeyError: 'missing'", "passed"))
 
+    def test_sampling_goes_on_after_a_model_that_fails(self):
+        program = self.out / "program"
+        program.write_text("#!/bin/sh\ncase $* in *cifar10*) echo no memory >&2; exit 1 ;; esac\necho '{\"name\": \"drawn\"}'\n")
+        program.chmod(0o755)
+        with unittest.mock.patch.object(gpu_check.Check, "program", lambda check, name: program):
+            code, output, results = self.run_main(gpu_check.Stage("sampling", 9, "", gpu_check.sampling_stage))
+        self.assertEqual(code, 1)
+        self.assertEqual([row["name"] for row in results["sampling"]["rows"]], ["cifar10/cifar10-59m-strided", "drawn"])
+        self.assertRegex(output, "sampling: cifar10/cifar10-59m-strided +failed +program: exit code 1: no memory\n")
+
     def run_in_process(self, sent):
         """Sends a signal when the stage has its first row; returns its result then and at the end."""
         program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_check_test as t; "
@@ -306,6 +316,14 @@ class Table(unittest.TestCase):
                                             {**row, "way": "absent", "failed": "out of memory"}]})
         self.assertRegex(text, r"against PyTorch: enwik8/enwik8-95m-fixed +1.5 x +1.25 +1.8 +accepted +2.11, quick")
         self.assertNotIn("slow", text)
+
+    def test_says_why_there_is_no_number(self):
+        check = gpu_check.Check(None, Path(), 60)
+        self.addCleanup(check.scratch.rmdir)
+        with self.assertRaises(gpu_check.Failed) as failure:
+            list(check.lines([sys.executable, "-c", "import sys; sys.exit('no driver\\nat all')", *30 * ["--option=value"]]))
+        text = self.lines(training={"rows": [{"name": "enwik8/laptop", "failed": str(failure.exception)}]})
+        self.assertRegex(text, r"\nenwik8/laptop +failed +\S+: exit code 1: no driver$")
 
     def test_broken_result_is_no_result(self):
         with tempfile.TemporaryDirectory() as folder:
