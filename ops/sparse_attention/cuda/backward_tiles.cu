@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const
       }
       __syncthreads();
 
-      const unsigned chunks = met.met(t), whole = scattered ? 0 : met.whole(t);
+      const unsigned chunks = met.met(t);
       if (chunks != 0) {
         const uint32_t skipped = !scattered ? 0 : skipped_bits(kTile, [&](int half, int column) {
           return met.has(half, t + column) &&
@@ -119,13 +119,10 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_tiles(const
         for (int c = 0; c < kTile / 8; ++c)
           if (chunks >> c / 2 & 1) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {  // ds = p (dp - delta)
-              const int key = t + c * 8 + 2 * (lane % 4) + e % 2;
-              const bool has = (whole >> c / 2 & 1) || (met.has(e / 2, key) && !(skipped >> (4 * c + e) & 1));
-              const float p = exp2_approx(s[c][e] * scale - exponent[e / 2]);
-              s[c][e] = has ? p * (dp[c][e] - delta[e / 2]) : 0.0f;
-            }
+            for (int e = 0; e < 4; ++e)  // ds = p (dp - delta)
+              s[c][e] = exp2_approx(s[c][e] * scale - exponent[e / 2]) * (dp[c][e] - delta[e / 2]);
           }
+        if (scattered || !met.whole(t, kTile)) mask_scores(s, met, t, skipped, 0.0f);
 #pragma unroll
         for (int x = 0; x < kTile / kChunk; ++x)  // dq += ds k
           if (chunks >> x & 1) add_product<kQk>(dq, s[2 * x], s[2 * x + 1], k + buffer * kTile * kQk, x * kChunk);
@@ -220,7 +217,6 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
 #pragma unroll
     for (int part = 0; part < kTile; part += kQueries) {
       const unsigned all = (1u << kQueries / kChunk) - 1, chunks = met.met(t) >> part / kChunk & all;
-      const unsigned whole = scattered ? 0 : met.whole(t) >> part / kChunk;
       if (chunks == 0) continue;
       const uint32_t skipped = !scattered ? 0 : skipped_bits(kQueries, [&](int half, int column) {
         return met.has(half, t + part + column) && skips(tile.bands, band, queries.position(t + part + column),
@@ -234,13 +230,15 @@ __global__ void __launch_bounds__(kThreads) attention_backward_key_tiles(const _
         if (chunks >> c / 2 & 1) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const int column = part + c * 8 + 2 * (lane % 4) + e % 2, row = t + column;
-            const bool has = (whole >> c / 2 & 1) || (met.has(e / 2, row) && !(skipped >> (4 * c + e) & 1));
-            const float p = has ? exp2_approx(s[c][e] * scale - exponent[buffer][column]) : 0.0f;
-            dp[c][e] = p * (dp[c][e] - delta[buffer][column]);  // ds
-            s[c][e] = p;
+            const int column = part + c * 8 + 2 * (lane % 4) + e % 2;
+            s[c][e] = exp2_approx(s[c][e] * scale - exponent[buffer][column]);
+            dp[c][e] = s[c][e] * (dp[c][e] - delta[buffer][column]);  // ds
           }
         }
+      if (scattered || !met.whole(t + part, kQueries)) {
+        mask_scores(s, met, t + part, skipped, 0.0f);
+        mask_scores(dp, met, t + part, skipped, 0.0f);
+      }
 #pragma unroll
       for (int x = 0; x < kQueries / kChunk; ++x)
         if (chunks >> x & 1) {

@@ -13,7 +13,8 @@ namespace {
 //   precision  products of T in f32; softmax in f32; weights rounded to T for the second product
 //   joins      with `joins`, o and lse hold the result of earlier bands, which these join in one softmax
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid_constant__ BandLaunch<T> call) {
+__global__ void __launch_bounds__(kThreads, kQk + kV > 192 ? 2 : 3)
+    attention_forward_tiles(const __grid_constant__ BandLaunch<T> call) {
   LACUNA_DYNAMIC_SHARED(T, shared);
   LACUNA_SHARED(TileRanges, ranges, [1]);
   T* const q = shared;               // [kTile, kQk]
@@ -60,8 +61,9 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
       }
       __syncthreads();
 
-      const unsigned chunks = met.met(t), whole = scattered ? 0 : met.whole(t);
+      const unsigned chunks = met.met(t);
       if (chunks != 0) {
+        const bool whole = !scattered && met.whole(t, kTile);
         const uint32_t skipped = !scattered ? 0 : skipped_bits(kTile, [&](int half, int column) {
           return met.has(half, t + column) &&
                  skips(tile.bands, band, queries.position(tile.row + warp_row + lane / 4 + 8 * half),
@@ -71,17 +73,12 @@ __global__ void __launch_bounds__(kThreads) attention_forward_tiles(const __grid
         float s[kTile / 8][4] = {};
         multiply_rows<kQk, kTile / kChunk>(s, q, warp_row, k + buffer * kTile * kQk, 0, chunks);
 
+        if (!whole) mask_scores(s, met, t, skipped, -INFINITY);
         float largest[2] = {top[0], top[1]};
 #pragma unroll
         for (int c = 0; c < kTile / 8; ++c)
-          if (chunks >> c / 2 & 1) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const int key = t + c * 8 + 2 * (lane % 4) + e % 2;
-              if (!(whole >> c / 2 & 1) && (!met.has(e / 2, key) || (skipped >> (4 * c + e) & 1))) s[c][e] = -INFINITY;
-              largest[e / 2] = fmaxf(largest[e / 2], s[c][e]);
-            }
-          }
+          for (int e = 0; e < 4; ++e) largest[e / 2] = fmaxf(largest[e / 2], s[c][e]);
 
         // p = 2^(scale (s - top))
         float base[2];

@@ -214,17 +214,24 @@ __global__ void __launch_bounds__(kBlock, kQk == 32 ? 2 : 1)
 #pragma unroll
           for (int y = 0; y < kStep; ++y)
             if (met >> y & 1) {
-              const bool whole = at.meets_wholly(y0 + y, key);
+              const auto query_of = [&](int c, int e) { return y0 * kChunk + c * 8 + 2 * (lane % 4) + e % 2; };
 #pragma unroll
               for (int c = 2 * y; c < 2 * y + 2; ++c)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                  const int query = y0 * kChunk + c * 8 + 2 * (lane % 4) + e % 2, j = key + lane / 4 + 8 * (e / 2);
-                  const bool has = whole || (at.begin[query] <= j && j < at.end[query]);
-                  const float p = has ? exp2_approx(s[c][e] * scale - at.exponent[query]) : 0.0f;
-                  dp[c][e] = p * (dp[c][e] - at.delta[query]);  // ds
-                  s[c][e] = p;
+                  const int query = query_of(c, e);
+                  s[c][e] = exp2_approx(s[c][e] * scale - at.exponent[query]);
+                  dp[c][e] = s[c][e] * (dp[c][e] - at.delta[query]);  // ds
                 }
+              if (!at.meets_wholly(y0 + y, key)) {
+#pragma unroll
+                for (int c = 2 * y; c < 2 * y + 2; ++c)
+#pragma unroll
+                  for (int e = 0; e < 4; ++e) {
+                    const int query = query_of(c, e), j = key + lane / 4 + 8 * (e / 2);
+                    if (j < at.begin[query] || at.end[query] <= j) s[c][e] = dp[c][e] = 0.0f;
+                  }
+              }
               uint32_t p_rounded[4], ds_rounded[4];
               round_product<T>(p_rounded, s[2 * y], s[2 * y + 1]);
               round_product<T>(ds_rounded, dp[2 * y], dp[2 * y + 1]);

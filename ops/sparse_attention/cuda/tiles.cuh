@@ -161,21 +161,30 @@ struct WarpRanges {
     all_begin = tile.begin[last], all_end = tile.end[first];
   }
 
-  /// Bit x: whether the warp meets any, and all, of the streamed rows t + 16 x .. t + 16 x + 15.
+  /// Bit x: whether the warp meets any of the streamed rows t + 16 x .. t + 16 x + 15.
   __device__ __forceinline__ unsigned met(int t) const {
     unsigned bits = 0;
     for (int x = 0; x < kTile / kChunk; ++x)
       if (t + x * kChunk < any_end && t + (x + 1) * kChunk > any_begin) bits |= 1u << x;
     return bits;
   }
-  __device__ __forceinline__ unsigned whole(int t) const {
-    unsigned bits = 0;
-    for (int x = 0; x < kTile / kChunk; ++x)
-      if (t + x * kChunk >= all_begin && t + (x + 1) * kChunk <= all_end) bits |= 1u << x;
-    return bits;
-  }
+  /// Whether all its rows meet all streamed rows t .. t + count - 1.
+  __device__ __forceinline__ bool whole(int t, int count) const { return all_begin <= t && t + count <= all_end; }
   __device__ __forceinline__ bool has(int half, int t) const { return begin[half] <= t && t < end[half]; }
 };
+
+/// Gives pairs that do not meet, or whose bit in `skipped` is set, the value `masked`: s is a product of the warp's
+/// rows with those streamed from t on.
+template <int kProducts>
+__device__ __forceinline__ void mask_scores(float (&s)[kProducts][4], const WarpRanges& met, int t, uint32_t skipped,
+                                            float masked) {
+#pragma unroll
+  for (int c = 0; c < kProducts; ++c)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (!met.has(e / 2, t + c * 8 + 2 * static_cast<int>(threadIdx.x % 4) + e % 2) || (skipped >> (4 * c + e) & 1))
+        s[c][e] = masked;
+}
 
 /// Fills `ranges` from range_of(r), the range of row r; rows from `count` on meet nothing. All threads of the block.
 template <class RangeOf>
@@ -211,13 +220,14 @@ struct TileOfBlock {
   /// patterns they meet the most.
   template <class RowsOf>
   __device__ __forceinline__ TileOfBlock(const BandTable& table, int64_t n, const RowsOf& rows_of) {
-    const int64_t index = blockIdx.x, per_batch = table.tiles * table.n_heads;
-    const HeadBands& h = table.heads[index % table.n_heads];
-    const int64_t turn = index % per_batch / table.n_heads;
+    const auto tiles_of_batch = static_cast<uint32_t>(table.tiles), n_heads = static_cast<uint32_t>(table.n_heads);
+    const uint32_t tile = blockIdx.x / n_heads;  // in all batch entries
+    const HeadBands& h = table.heads[blockIdx.x % n_heads];
     bands = table.bands + h.first;
-    begin = h.begin, end = h.end, head = h.head, batch = index / per_batch;
+    begin = h.begin, end = h.end, head = h.head, batch = tile / tiles_of_batch;
     const View& view = bands[begin].view;
-    const int64_t groups = view.groups(n), tiles = (rows_of(view, 0) + kTile - 1) / kTile;
+    const auto groups = static_cast<uint32_t>(view.groups(n)), turn = tile % tiles_of_batch;
+    const int64_t tiles = (rows_of(view, 0) + kTile - 1) / kTile;
     group = turn % groups;
     row = (tiles - 1 - turn / groups) * kTile;
     const int64_t rows = row < 0 ? 0 : lesser(kTile, rows_of(view, group) - row);
