@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "core/allocator.h"
 #include "core/cuda/runtime.h"
@@ -29,9 +30,13 @@ void clear(Stream stream, const TensorColumns& x) {
   set_bytes_of_rows(stream, x.raw(), 0, x.width * size, x.tensor.numel() / x.row_distance(), x.row_distance() * size);
 }
 
-/// Whether the tensor-core kernels compute such heads, of 16-bit numbers; the kernels of rows compute all.
-bool fits_tiles(const AttentionProblem& problem) {
-  return problem.d_qk % 8 == 0 && problem.d_v % 8 == 0 && problem.d_qk <= kMaxTileWidth && problem.d_v <= kMaxTileWidth;
+/// Whether the tensor-core kernels compute such heads, of 16-bit numbers in these columns; the kernels of rows compute
+/// all.
+bool fits_tiles(const AttentionProblem& problem, std::initializer_list<TensorColumns> columns) {
+  return problem.d_qk % 8 == 0 && problem.d_v % 8 == 0 && problem.d_qk <= kMaxTileWidth &&
+         problem.d_v <= kMaxTileWidth && std::all_of(columns.begin(), columns.end(), [](const TensorColumns& x) {
+           return is_aligned(x.raw(), 16) && x.row_distance() % 8 == 0;
+         });
 }
 
 bool is_empty(const AttentionProblem& problem) {
@@ -152,7 +157,7 @@ void attention_forward(Stream stream, const AttentionProblem& problem, const Att
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
     const AttentionCall<T> call = call_of<T>(problem, saved);
     if constexpr (sizeof(T) == 2)
-      if (fits_tiles(problem)) return forward_with_tiles(stream, problem, call);
+      if (fits_tiles(problem, {saved.q, saved.k, saved.v, saved.o})) return forward_with_tiles(stream, problem, call);
     forward_with_rows(stream, problem, call);
   });
 }
@@ -164,7 +169,8 @@ void attention_backward(Stream stream, const AttentionProblem& problem, const At
   dispatch_float(saved.q.dtype(), "sparse_attention", [&]<class T>() {
     const AttentionCall<T> call = call_of<T>(problem, saved, d_o, grads);
     if constexpr (sizeof(T) == 2)
-      if (fits_tiles(problem)) return backward_with_tiles(stream, problem, call, saved, grads);
+      if (fits_tiles(problem, {saved.q, saved.k, saved.v, saved.o, d_o, grads.dq, grads.dk, grads.dv}))
+        return backward_with_tiles(stream, problem, call, saved, grads);
     backward_with_rows(stream, problem, call, saved);
   });
 }
