@@ -208,7 +208,7 @@ class StandIns(Runs):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.build = Path(folder.name)
-        self.program("bin/gpu_benchmark", f"exec {BINARIES}/tests/gpu_benchmark_emulated --small \"$@\"")
+        self.program("bin/gpu_benchmark", f"exec '{BINARIES}/tests/gpu_benchmark_emulated' --small \"$@\"")
         self.program("bin/enwik8", "[ $1 = --version ] && echo stand-in || echo 'test: 2.9000 bits per byte over 9 bytes'")
         self.program("bin/train_step_benchmark", f"""
             preset=${{@: -1}}
@@ -221,7 +221,7 @@ class StandIns(Runs):
                 *) arguments+=("$argument") ;;
               esac
             done
-            {BINARIES}/bin/train_step_benchmark "${{arguments[@]}}" enwik8/laptop | sed "s,enwik8/laptop,$preset," """)
+            '{BINARIES}/bin/train_step_benchmark' "${{arguments[@]}}" enwik8/laptop | sed "s,enwik8/laptop,$preset," """)
         self.program("tests/ops_gpu_test", "echo '[doctest] Status: SUCCESS!'")
 
     def program(self, name, script):
@@ -264,7 +264,7 @@ if "natural" in sys.argv:  # takes too long
     time.sleep(600)
 print(json.dumps({{"median_ms": 1e9}}))
 """)
-        self.program("python", f"if [ \"$1\" = -c ]; then echo 2; else exec {sys.executable} \"$@\"; fi")
+        self.program("python", f"if [ \"$1\" = -c ]; then echo 2; else exec '{sys.executable}' \"$@\"; fi")
         with unittest.mock.patch.dict(os.environ, PYTHON=str(self.build / "python")), \
                 unittest.mock.patch.object(gpu_check, "RIVAL", rival), time_is_over_with(hangs):
             code, output, results = self.run_stages("training", "pytorch")
