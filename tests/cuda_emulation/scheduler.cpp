@@ -75,7 +75,8 @@ void Block::prepare(uint3 index) {
   // Seeded by block: what a block does is the same for any number of OS threads.
   random_.seed(uint32_t(schedule_.seed * 1000003 + (uint64_t{index.z} * info_.grid.y + index.y) * info_.grid.x + index.x));
   info_.dynamic_shared = allocate_shared(info_.dynamic_shared_bytes, kSharedAlignment);
-  for (WarpState& warp : warps_) warp = {};
+  uneven_ = coin();
+  for (WarpState& warp : warps_) warp = {.rank = unsigned(random_())};
   for (Barrier& barrier : barriers_) barrier = {};
   ready_.clear();
   live_ = int(threads_.size());
@@ -124,12 +125,24 @@ bool Block::perform_copy() {
   return true;
 }
 
+/// Which of those that could run does in random order. When all warps run equally fast none gets far ahead of another; so
+/// in half of the blocks some are much faster, and now and then another one is.
+size_t Block::choose() {
+  size_t chosen = random_() % ready_.size();
+  if (!uneven_) return chosen;
+  const auto rank_of = [this](size_t i) -> unsigned& { return warps_[threads_[ready_[i]].warp].rank; };
+  for (int i = 0; i < 3; ++i)
+    if (const size_t other = random_() % ready_.size(); rank_of(other) > rank_of(chosen)) chosen = other;
+  if (random_() % 1024 == 0) rank_of(chosen) = unsigned(random_());
+  return chosen;
+}
+
 /// The thread to run next. Copies of the copy unit arrive when nothing else can happen, in random order also before.
 DeviceThread* Block::next() {
   if (units_ && schedule_.order == Schedule::Order::random && random_() % 8 == 0) perform_copy();
   while (ready_.empty())
     if (!perform_copy()) return nullptr;
-  if (schedule_.order == Schedule::Order::random) std::swap(ready_.front(), ready_[random_() % ready_.size()]);
+  if (schedule_.order == Schedule::Order::random) std::swap(ready_.front(), ready_[choose()]);
   const bool last = schedule_.order == Schedule::Order::reverse;
   const unsigned thread = last ? ready_.back() : ready_.front();
   last ? ready_.pop_back() : ready_.pop_front();

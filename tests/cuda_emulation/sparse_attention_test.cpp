@@ -156,9 +156,9 @@ std::vector<Case> device_cases() {
   return {{1, 1, 1, 8, 8, layer("dense")},
           {2, 65, 1, 16, 8, layer("dense")},
           {1, 5, 2, 8, 8, layer("fixed_block(stride=9) + fixed_summary(stride=9, c=2) | dense")},  // no summary yet
-          {1, 130, 1, 64, 64, layer("dense")},
-          {1, 137, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
           {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},
+          {1, 137, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
+          {1, 130, 1, 64, 64, layer("dense")},
           {1, 200, 2, 32, 32, layer("local(window=25) + column(stride=25)")},
           {1, 250, 4, 24, 40, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
           {1, 201, 1, 104, 72, layer("fixed_block(stride=100) + fixed_summary(stride=100, c=7)")},
