@@ -62,7 +62,7 @@ Tensor sample(const SparseTransformer& model, const SampleOptions& options, cons
   const Rng rng(options.seed, RandomPurpose::sampling);
   const Device device = model.parameters().values().device();
   const Tensor tokens = zeros({count, length}, DType::u8, device), previous = zeros({count}, DType::u8, device),
-               finite = full({1}, DType::u8, 1, device),
+               finite = full({count}, DType::u8, 1, device),
                given = prompted > 0 ? to_device(prompt, device) : zeros({0}, DType::u8, device);
   Decoder decoder(model, count, length);
   const auto step = [&] {
@@ -74,7 +74,8 @@ Tensor sample(const SparseTransformer& model, const SampleOptions& options, cons
   for (int64_t t = 0; t < length; ++t) {
     runner.run(step, [&] { decoder.rewind(t); });
     if ((t + 1) % checked_every != 0 && t + 1 < length) continue;
-    check(to_vector<uint8_t>(finite)[0] == 1, "sample: logits are not finite");
+    const std::vector<uint8_t> rows_finite = to_vector<uint8_t>(finite);
+    check(std::count(rows_finite.begin(), rows_finite.end(), 0) == 0, "sample: logits are not finite");
     if (progress) progress(t + 1);
   }
   return to_device(tokens, kCpu);

@@ -211,12 +211,14 @@ double Event::milliseconds_since(const Event& earlier) const {
 struct Graph::State {
   cudaGraphExec_t executable = nullptr;
   size_t nodes = 0;
+  std::vector<std::pair<Device, void*>> blocks;  // that were freed while it was recorded, and replays use
 };
 
 Graph::Graph() : state_(std::make_unique<State>()) {}
 
 Graph::~Graph() {
   if (state_->executable) cudaGraphExecDestroy(state_->executable);
+  for (const auto& [device, block] : state_->blocks) deallocate(device, block);
 }
 
 namespace {
@@ -242,12 +244,19 @@ cudaGraph_t record(cudaStream_t stream, const std::function<void()>& enqueue) {
 
 }  // namespace
 
-void Graph::run(Stream stream, const std::function<void()>& enqueue, bool /*replayable: every graph is*/) {
-  struct FreesDeferred {  // when the graph is launched, or nothing of it ever will be
+void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replayable) {
+  struct FreesDeferred {  // until the graph is launched, or nothing of it ever will be; with replays, until they are over
+    bool keep;
+    std::vector<std::pair<Device, void*>>& kept;
     ~FreesDeferred() {
-      for (const auto& [device, block] : std::exchange(t_freed_while_recording, {})) deallocate(device, block);
+      for (const auto& [device, block] : std::exchange(t_freed_while_recording, {})) {
+        if (keep)
+          kept.emplace_back(device, block);
+        else
+          deallocate(device, block);
+      }
     }
-  } const frees_deferred;
+  } const frees_deferred{replayable, state_->blocks};
   const cudaGraph_t graph = record(native(stream), enqueue);
   cudaError_t status = cudaGraphGetNodes(graph, nullptr, &state_->nodes);
   if (status == cudaSuccess && state_->executable) {

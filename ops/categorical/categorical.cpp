@@ -33,7 +33,7 @@ void draw_tokens(Stream, const Tensor& logits, double temperature, const Rng& rn
     for (int64_t s = 0; s < logits.dim(0); ++s) {
       const T* const row = logits.data<T>() + s * n;
       if (!std::all_of(row, row + n, [](T x) { return std::isfinite(x); })) {
-        finite.data<uint8_t>()[0] = 0;
+        finite.data<uint8_t>()[s] = 0;
         continue;
       }
       const uint8_t token =

@@ -39,7 +39,7 @@ __global__ void draw_tokens_kernel(const __grid_constant__ Draw call) {
   __syncthreads();
   if (i > 0) return;
 
-  if (!finite) *call.finite = 0;
+  if (!finite) call.finite[row] = 0;
   int token = likeliest;
   if (t < call.prompted) {
     token = call.prompt[t];

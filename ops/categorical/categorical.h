@@ -15,7 +15,7 @@ namespace lacuna {
 ///   prompt    [m]             u8; column t is prompt[t] instead where t < m. May be empty
 ///   tokens    [rows, length]  u8; column t is written
 ///   previous  [rows]          u8; the same tokens
-///   finite    [1]             u8; becomes 0 when a logit is not finite
+///   finite    [rows]          u8; becomes 0 where a logit is not finite
 void draw_tokens(const Tensor& logits, double temperature, const Rng& rng, const Tensor& position, const Tensor& prompt,
                  const Tensor& tokens, const Tensor& previous, const Tensor& finite);
 

@@ -107,16 +107,16 @@ NoDevice::~NoDevice() { machine().problem.clear(); }
 NoGraphs::NoGraphs(const std::string& reason) { machine().graph_problem = reason; }
 NoGraphs::~NoGraphs() { machine().graph_problem.clear(); }
 
-ComputeCapability::ComputeCapability(int major, int minor)
-    : major_(machine().properties.major), minor_(machine().properties.minor) {
+ComputeCapability::ComputeCapability(int major, int minor) : before_(machine().properties) {
+  const int capability = 10 * major + minor;  // CUDA C++ Programming Guide, "Technical Specifications"
   machine().properties.major = major;
   machine().properties.minor = minor;
+  machine().properties.shared_bytes = 1024 * (capability == 80 || capability == 87     ? 163
+                                              : capability < 90 || capability >= 120 ? 99
+                                                                                     : 227);
 }
 
-ComputeCapability::~ComputeCapability() {
-  machine().properties.major = major_;
-  machine().properties.minor = minor_;
-}
+ComputeCapability::~ComputeCapability() { machine().properties = before_; }
 
 std::string why_no_code() { return machine().kernel_problem; }
 

@@ -20,7 +20,7 @@ class NoDevice {
   ~NoDevice();
 };
 
-/// While alive, the GPU has this compute capability.
+/// While alive, the GPU has this compute capability, and as much shared memory for a block as it goes with.
 class ComputeCapability {
  public:
   ComputeCapability(int major, int minor);
@@ -28,7 +28,7 @@ class ComputeCapability {
   ComputeCapability(const ComputeCapability&) = delete;
 
  private:
-  int major_, minor_;  // before
+  const gpu::DeviceProperties before_;
 };
 
 /// While alive, no graph can be made of what was recorded, for this reason.
