@@ -167,8 +167,9 @@ std::vector<Variable> record_several(const char* op, std::vector<Tensor> ys, con
 
 void backward(const Variable& root, const Tensor& seed) {
   check(root.requires_grad(), "backward: the root ", root.shape(), " requires no gradient");
-  check(seed.shape() == root.shape() && seed.dtype() == root.dtype(), "backward: seed must be ", root.dtype(), ' ',
-        root.shape(), " like the root, got ", seed.dtype(), ' ', seed.shape());
+  check(seed.shape() == root.shape() && seed.dtype() == root.dtype() && seed.device() == root.device(),
+        "backward: seed must be ", root.dtype(), ' ', root.shape(), " on ", root.device(), " like the root, got ",
+        seed.dtype(), ' ', seed.shape(), " on ", seed.device());
 
   // Nodes that wait for their gradient, the youngest first: whoever uses a value is younger than its maker, so a node
   // runs when all parts of its gradient have arrived.

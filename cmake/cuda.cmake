@@ -23,9 +23,11 @@ if(NOT LACUNA_CUDA STREQUAL "OFF")
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
       set(CMAKE_CUDA_ARCHITECTURES "80-real;90a-real;90-virtual" CACHE STRING "GPU architectures")
     endif()
-    if(NOT DEFINED LACUNA_NVCC_WORKS)  # tried once: enable_language() would stop instead of leaving the GPU out
+    if(NOT TARGET CUDA::cudart_static)
+      set(lacuna_cuda_problem "found nvcc ${CUDAToolkit_VERSION}, but no libcudart_static.a beside it")
+    elseif(NOT DEFINED LACUNA_NVCC_WORKS)  # tried once: enable_language() would stop instead of leaving the GPU out
       file(WRITE "${CMAKE_BINARY_DIR}/nvcc_works/probe.cu"
-        "#include <concepts>\n#include <cuda_bf16.h>\n__global__ void probe(std::integral auto* x) { *x = 1; }\n"
+        "#include <concepts>\n#include <cublasLt.h>\n#include <cuda_bf16.h>\n__global__ void probe(std::integral auto* x) { *x = 1; }\n"
         "template __global__ void probe<int>(int*);\n")
       execute_process(
         COMMAND "${CMAKE_CUDA_COMPILER}" -std=c++20 -ccbin "${CMAKE_CUDA_HOST_COMPILER}" -arch=sm_80 -c probe.cu

@@ -14,6 +14,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// CUDA refuses a call, or reports what went wrong before it.
+class GpuError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// The command line or the configuration is wrong. Programs print it and exit with code 2.
 class UsageError : public Error {
  public:

@@ -37,13 +37,17 @@ std::string cpu_description() {
 }
 
 std::string why_no_gpu(const DeviceUse& use) {
-  if (gpu::device_count() == 0) return gpu::why_no_device();
   try {
+    if (gpu::device_count() == 0) return gpu::why_no_device();
     check_gpu_computes(kCuda, use.model, use.dtype, use.training);
   } catch (const Error& error) {
     return error.what();
   }
   return "";
+}
+
+std::string why_slow_on(Device device, const DeviceUse& use) {
+  return device == kCpu ? "" : why_slow_on_gpu(use.model, use.dtype);
 }
 
 Device choose_device(const std::string& name, const DeviceUse& use) {

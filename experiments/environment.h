@@ -28,6 +28,9 @@ struct DeviceUse {
 /// Why no GPU can be used so here, on one line; "" if one can.
 std::string why_no_gpu(const DeviceUse& use);
 
+/// What makes this much slower on the device than it could be, on one line; "" if nothing does.
+std::string why_slow_on(Device device, const DeviceUse& use);
+
 /// The device that --device names: cpu, cuda, or auto, which is a GPU when one can be used. Throws Error with the
 /// reason on one line when cuda is asked for and cannot be had.
 Device choose_device(const std::string& name, const DeviceUse& use);

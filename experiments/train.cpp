@@ -35,6 +35,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr const char* kAlgorithms = "matmul-algorithms.txt";  // in a run folder: see product_algorithms()
+
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
 double bits(double nats) { return nats / std::numbers::ln2; }
@@ -127,7 +129,6 @@ class Trainer {
   const SparseTransformer& model() const { return steps_.model(); }
   const Ema* average() const { return steps_.average(); }
   const char* weights_name() const { return average() ? "ema" : "last"; }
-  fs::path algorithms_file() const { return folder_.path() / "matmul-algorithms.txt"; }
 
   // --- Start and resume
 
@@ -166,14 +167,18 @@ class Trainer {
       }
       if (fs::exists(folder_.checkpoints() / checkpoint_name(state_.step))) saved_step_ = state_.step;
     }
-    if (!checkpoint.empty() && fs::exists(algorithms_file())) {
-      const std::string problem = take_over_product_algorithms(device_, read_file(algorithms_file()));
-      if (!problem.empty()) console_.print("note: " + problem);
-    }
+    if (!checkpoint.empty()) take_over_algorithms_of(fs::canonical(checkpoint).parent_path().parent_path());
     write_records();
     metrics_ = std::make_unique<MetricsFile>(folder_.metrics(), state_.step);
     console_.log_to(folder_.log());
     announce(checkpoint, saved);
+  }
+
+  // Those with which a run multiplied matrices, which may be another one than this.
+  void take_over_algorithms_of(const fs::path& run) {
+    if (!fs::exists(run / kAlgorithms)) return;
+    const std::string problem = take_over_product_algorithms(device_, read_file(run / kAlgorithms));
+    if (!problem.empty()) console_.print("note: " + problem);
   }
 
   void check_compatible(const fs::path& checkpoint, const RunState& saved) const {
@@ -204,6 +209,8 @@ class Trainer {
     console_.print(
         concat(version(), " on ", host_name(), "; ", describe(device_),
                refused ? concat(" (no GPU: ", why_no_gpu({config_.model, train_.dtype, /*training=*/true}), ")") : ""));
+    if (const std::string why = why_slow_on(device_, {config_.model, train_.dtype, /*training=*/true}); !why.empty())
+      console_.print("note: " + why);
     console_.print("data: " + data_.description());
     console_.print(to_toml(config_));
     console_.print(
@@ -304,7 +311,7 @@ class Trainer {
     steps_.save_to(state_);
     save_checkpoint(folder_.checkpoints(), state_, steps_.tensors());
     const std::string algorithms = product_algorithms(device_);
-    if (!algorithms.empty()) write_file(algorithms_file(), algorithms);
+    if (!algorithms.empty()) write_file(folder_.path() / kAlgorithms, algorithms);
     saved_step_ = state_.step;
     prune_checkpoints(folder_.checkpoints(), train_.keep, state_.best_step);
   }

@@ -53,35 +53,47 @@ Tensor TrainingSteps::read_batch(int64_t step) const {
   return tokens;
 }
 
+// Everything that a device does in a step. When the gradient is not finite Adam changes nothing, and finish() skips the
+// step or ends the run. Many micro-batches are a graph each: the host would need longer to record one of all their kernels,
+// hundreds of thousands, than a GPU to run them.
 void TrainingSteps::begin() {
   const Tensor tokens = batches_.get(begun_);
   const int64_t adam_steps = adam_.steps(), ema_updates = ema_ ? ema_->updates() : 0;
-  runner_.run([&] { enqueue(tokens); },
-              [&] {
-                adam_.set_steps(adam_steps);
-                if (ema_) ema_->set_updates(ema_updates);
-              });
+  const auto undo_update = [&] {
+    adam_.set_steps(adam_steps);
+    if (ema_) ema_->set_updates(ema_updates);
+  };
+  const int64_t n_micro = (train_.batch + micro_batch() - 1) / micro_batch();
+  report_ = empty({n_micro + 1}, DType::f64, device_);
+  model_.parameters().clear_gradients();
+  if (n_micro == 1) {
+    runner_.run(
+        [&] {
+          enqueue_micro_batch(tokens, 0);
+          enqueue_update();
+        },
+        undo_update);
+  } else {
+    for (int64_t i = 0; i < n_micro; ++i) runner_.run([&] { enqueue_micro_batch(tokens, i); }, [] {}, /*part=*/0);
+    runner_.run([&] { enqueue_update(); }, undo_update, /*part=*/1);
+  }
   ++begun_;
   numbers_.push(report_);
   batches_.prefetch_next();
 }
 
-// Everything that a device does in a step. When the gradient is not finite Adam changes nothing, and finish() skips the
-// step or ends the run.
-void TrainingSteps::enqueue(const Tensor& tokens) {
-  const Parameters& parameters = model_.parameters();
-  const int64_t micro = micro_batch(), n_micro = (train_.batch + micro - 1) / micro;
-  report_ = empty({n_micro + 1}, DType::f64, device_);
-  parameters.clear_gradients();
-  for (int64_t i = 0; i < n_micro; ++i) {
-    const int64_t first = i * micro, end = std::min(train_.batch, first + micro);
-    const Run run{.training = true, .seed = train_.seed, .step = begun_, .first_sample = first};
-    const Variable loss = model_.loss(tokens.slice(first, end), run);
-    copy(loss.value(), report_.view(i, {}));
-    backward(loss, full({}, loss.dtype(), scaler_.scale() * share(i), device_));
-  }
-  const Tensor squares = gradient_sum_of_squares(parameters);
-  copy(squares, report_.view(n_micro, {1}));
+// The loss of micro-batch i of a batch, and its gradient.
+void TrainingSteps::enqueue_micro_batch(const Tensor& tokens, int64_t i) {
+  const int64_t first = i * micro_batch(), end = std::min(train_.batch, first + micro_batch());
+  const Run run{.training = true, .seed = train_.seed, .step = begun_, .first_sample = first};
+  const Variable loss = model_.loss(tokens.slice(first, end), run);
+  copy(loss.value(), report_.view(i, {}));
+  backward(loss, full({}, loss.dtype(), scaler_.scale() * share(i), device_));
+}
+
+void TrainingSteps::enqueue_update() {
+  const Tensor squares = gradient_sum_of_squares(model_.parameters());
+  copy(squares, report_.view(report_.numel() - 1, {1}));
   adam_.step({.lr = learning_rate({train_.lr, train_.warmup_steps, train_.steps}, begun_),
               .scale = 1.0 / scaler_.scale(),
               .sum_of_squares = squares,

@@ -52,7 +52,8 @@ class TrainingSteps {
 
  private:
   Tensor read_batch(int64_t step) const;
-  void enqueue(const Tensor& tokens);
+  void enqueue_micro_batch(const Tensor& tokens, int64_t i);
+  void enqueue_update();
   int64_t micro_batch() const;
   double share(int64_t i) const;
   bool update_scaler(int64_t step, double norm);

@@ -11,4 +11,7 @@ namespace lacuna {
 /// forward passes and samples of the model in `dtype`; with `training` backward passes too.
 void check_gpu_computes(Device device, const ModelConfig& config, DType dtype, bool training);
 
+/// What makes a GPU compute it much slower than it could, on one line; "" if nothing does.
+std::string why_slow_on_gpu(const ModelConfig& config, DType dtype);
+
 }  // namespace lacuna

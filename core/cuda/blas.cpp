@@ -85,9 +85,9 @@ struct Site {
   }
 };
 
-bool report_no_sums(const Site& site) {
-  std::fprintf(stderr, "%s: cuBLASLt cannot sum the gradient of the bias beside; it takes a pass of its own\n",
-               site.name().c_str());
+bool report_no_epilogue(const Site& site, const MatrixProduct& product) {
+  std::fprintf(stderr, "%s: cuBLASLt cannot %s beside; it takes a pass of its own\n", site.name().c_str(),
+               product.bias.defined() ? "add the bias" : "sum the gradient of the bias");
   return false;
 }
 
@@ -117,7 +117,7 @@ cudaDataType_t type_of(DType dtype) {
 /// Numbers, so that it is also its place in a list.
 using Key = std::array<int64_t, 11>;
 
-/// An algorithm of all zeros is kept where the library has none with sums.
+/// An algorithm of all zeros is kept where the library has none with the bias or sums.
 bool exists(const cublasLtMatmulAlgo_t& algorithm) {
   return std::any_of(std::begin(algorithm.data), std::end(algorithm.data), [](uint64_t word) { return word != 0; });
 }
@@ -171,6 +171,7 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& product)
         c.dtype());
   check(!bias.defined() || !sums.defined(), op, ": a product has a bias or sums, not both");
   if (m == 0 || n == 0) return !sums.defined();
+  const bool epilogue_wanted = bias.defined() || sums.defined();
   if (k == 0) {  // a sum of nothing, as the gradient of a weight that met no rows
     check(!bias.defined() && (beta == 0.0 || beta == 1.0), op, ": needs at least one column in x, got ", a.shape());
     if (beta == 0.0) fill(c, 0.0);
@@ -191,7 +192,7 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& product)
   const cublasOperation_t op_second = transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(CUBLASLT_MATMUL_DESC_TRANSA, op_first);
   set(CUBLASLT_MATMUL_DESC_TRANSB, op_second);
-  if (bias.defined() || sums.defined()) {
+  if (epilogue_wanted) {
     const Tensor& vector = bias.defined() ? bias : sums;
     const cublasLtEpilogue_t epilogue = bias.defined() ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_BGRADB;
     const void* const pointer = vector.raw();
@@ -243,23 +244,23 @@ bool matrix_product(Stream stream, const char* op, const MatrixProduct& product)
     int found = 0;
     const cublasStatus_t status = lt.heuristic(h.handle, desc.get(), first.get(), second.get(), result.get(),
                                                result.get(), preference.get(), 1, &best, &found);
-    if (!sums.defined()) {
+    if (!epilogue_wanted) {
       site.check(status, "choosing an algorithm");
       check(found > 0, op, ": cuBLASLt has no algorithm for [", m, ", ", k, "] x [", k, ", ", n, "] in ", a.dtype());
     }
     chosen = h.algorithms.emplace(key, cublasLtMatmulAlgo_t{}).first;
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return report_no_sums(site);
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0) return report_no_epilogue(site, product);
     chosen->second = best.algo;
   }
-  if (sums.defined() && !exists(chosen->second)) return false;
+  if (epilogue_wanted && !exists(chosen->second)) return false;
 
   const float one = 1.0f, beta_f32 = static_cast<float>(beta);
   const cublasStatus_t status = lt.matmul(h.handle, desc.get(), &one, b.raw(), first.get(), a.raw(), second.get(),
                                           &beta_f32, c.raw(), result.get(), c.raw(), result.get(), &chosen->second,
                                           h.workspace.raw(), kWorkspaceBytes, static_cast<cudaStream_t>(stream.native));
-  if (sums.defined() && status == CUBLAS_STATUS_NOT_SUPPORTED) {  // it has launched nothing
+  if (epilogue_wanted && status == CUBLAS_STATUS_NOT_SUPPORTED) {  // it has launched nothing
     chosen->second = {};
-    return report_no_sums(site);
+    return report_no_epilogue(site, product);
   }
   site.check(status, "multiplying");
   return true;

@@ -139,10 +139,10 @@ std::string why_no_code(void (*kernel)(Parameters...)) {
 [[noreturn]] inline void fail_launch(const void* kernel, const std::string& what, cudaError_t status) {
   const char* name = nullptr;
   if (cudaFuncGetName(&name, kernel) != cudaSuccess) name = "a kernel";
-  fail(name, ": ", what, ": ", cudaGetErrorString(status));
+  throw GpuError(concat(name, ": ", what, ": ", cudaGetErrorString(status)));
 }
 
-/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws Error, naming the kernel and these sizes,
+/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws GpuError, naming the kernel and these sizes,
 /// when the driver refuses it.
 template <class... Parameters>
 void launch(Stream stream, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,

@@ -5,6 +5,7 @@
 #if LACUNA_HAS_CUDA
 #include <cuda_runtime.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <utility>
@@ -125,8 +126,9 @@ void* allocate(Device device, int64_t bytes) {
 void deallocate(Device device, void* block) noexcept {
   if (t_recording)
     t_freed_while_recording.emplace_back(device, block);
-  else
-    cudaFree(block);  // waits for the device; at exit it may be gone, and so is the block
+  else if (const cudaError_t status = cudaFree(block);  // waits for the device; at exit it may be gone, with the block
+           status != cudaSuccess && status != cudaErrorCudartUnloading)
+    std::fprintf(stderr, "cuda: freeing memory of cuda:%d: %s\n", device.index, cudaGetErrorString(status));
 }
 
 bool reuses_blocks() { return true; }
@@ -152,13 +154,6 @@ void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes) {
              stream.device);
 }
 
-void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance) {
-  if (bytes == 0 || rows == 0) return;
-  check_cuda(cudaMemset2DAsync(to, static_cast<size_t>(distance), value, static_cast<size_t>(bytes),
-                               static_cast<size_t>(rows), native(stream)),
-             "fill: ", rows, " rows of ", bytes, " bytes on ", stream.device);
-}
-
 Stream compute_stream(Device device) {
   check_usable(device);
   return {device, streams_of(device).compute};
@@ -170,7 +165,8 @@ Stream copy_stream(Device device) {
 }
 
 void synchronize(Stream stream) {
-  check_cuda(cudaStreamSynchronize(native(stream)), "cuda: work on ", stream.device, " failed");
+  check_cuda(cudaStreamSynchronize(native(stream)), "cuda: work on ", stream.device,
+             " failed (CUDA_LAUNCH_BLOCKING=1 in the environment makes its operation report it)");
 }
 
 // --- Event
@@ -211,6 +207,7 @@ double Event::milliseconds_since(const Event& earlier) const {
 struct Graph::State {
   cudaGraphExec_t executable = nullptr;
   size_t nodes = 0;
+  std::string why_rebuilt;
   std::vector<std::pair<Device, void*>> blocks;  // that were freed while it was recorded, and replays use
 };
 
@@ -259,10 +256,13 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replay
   } const frees_deferred{replayable, state_->blocks};
   const cudaGraph_t graph = record(native(stream), enqueue);
   cudaError_t status = cudaGraphGetNodes(graph, nullptr, &state_->nodes);
+  state_->why_rebuilt.clear();
   if (status == cudaSuccess && state_->executable) {
     cudaGraphExecUpdateResultInfo info{};
-    if (cudaGraphExecUpdate(state_->executable, graph, &info) != cudaSuccess) {  // another sequence than last time
+    const cudaError_t updated = cudaGraphExecUpdate(state_->executable, graph, &info);
+    if (updated != cudaSuccess) {
       cudaGetLastError();
+      state_->why_rebuilt = concat(cudaGetErrorName(updated), ", result ", static_cast<int>(info.result));
       cudaGraphExecDestroy(state_->executable);
       state_->executable = nullptr;
     }
@@ -280,12 +280,13 @@ void Graph::replay(Stream stream) {
 }
 
 int64_t Graph::nodes() const { return static_cast<int64_t>(state_->nodes); }
+std::string Graph::why_rebuilt() const { return state_->why_rebuilt; }
 
 // --- Errors
 
 void fail_cuda(int status, const std::string& what) {
   const auto error = static_cast<cudaError_t>(status);
-  fail(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")");
+  throw GpuError(concat(what, ": ", cudaGetErrorName(error), " (", cudaGetErrorString(error), ")"));
 }
 
 }  // namespace lacuna::gpu
@@ -312,7 +313,6 @@ PinnedBuffer::PinnedBuffer(int64_t) { fail_without_cuda(); }
 PinnedBuffer::~PinnedBuffer() = default;
 void copy_bytes(Stream, void*, const void*, int64_t) { fail_without_cuda(); }
 void set_bytes(Stream, void*, uint8_t, int64_t) { fail_without_cuda(); }
-void set_bytes_of_rows(Stream, void*, uint8_t, int64_t, int64_t, int64_t) { fail_without_cuda(); }
 
 Stream compute_stream(Device) { fail_without_cuda(); }
 Stream copy_stream(Device) { fail_without_cuda(); }
@@ -332,6 +332,7 @@ Graph::~Graph() = default;
 void Graph::run(Stream, const std::function<void()>&, bool) { fail_without_cuda(); }
 void Graph::replay(Stream) { fail_without_cuda(); }
 int64_t Graph::nodes() const { return 0; }
+std::string Graph::why_rebuilt() const { return ""; }
 
 void fail_cuda(int, const std::string& what) { fail(what); }
 

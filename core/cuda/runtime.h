@@ -82,9 +82,6 @@ void copy_bytes(Stream stream, void* to, const void* from, int64_t bytes);
 /// Sets each of `bytes` bytes to `value`.
 void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes);
 
-/// The same in each of `rows` rows that are `distance` bytes apart.
-void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance);
-
 // --- Streams
 
 /// The one stream on which a device computes, and the one on which its input arrives meanwhile. Both make `device` the
@@ -134,7 +131,8 @@ class Graph {
   /// function allocated and freed, so from that run() to the last replay nobody else may allocate on the device.
   void replay(Stream stream);
 
-  int64_t nodes() const;  // kernels, copies and fills of the last run
+  int64_t nodes() const;            // kernels, copies and fills of the last run
+  std::string why_rebuilt() const;  // the last run could not update the graph of the one before; "" if it could
 
  private:
   struct State;
@@ -143,7 +141,7 @@ class Graph {
 
 // --- Errors
 
-/// Throws Error "<parts>: CUDA error 700 (...)" for a status of the CUDA runtime that is not success.
+/// Throws GpuError "<parts>: CUDA error 700 (...)" for a status of the CUDA runtime that is not success.
 [[noreturn]] void fail_cuda(int status, const std::string& what);
 template <class... Parts>
 void check_cuda(int status, const Parts&... parts) {

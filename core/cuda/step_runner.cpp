@@ -4,26 +4,35 @@
 
 namespace lacuna {
 
-void StepRunner::run(const std::function<void()>& enqueue, const std::function<void()>& undo) {
-  if (device_ == kCpu || first_ || !graphs_) {
-    first_ = false;
+void StepRunner::run(const std::function<void()>& enqueue, const std::function<void()>& undo, size_t part) {
+  while (parts_.size() <= part) parts_.emplace_back();
+  Part& p = parts_[part];
+  if (device_ == kCpu || p.first || !graphs_) {
+    p.first = false;
     return enqueue();
   }
   const Stream stream = gpu::compute_stream(device_);
-  if (recorded_ && recording_ == Recording::once) return graph_.replay(stream);
+  if (p.recorded && recording_ == Recording::once) return p.graph.replay(stream);
   try {
-    graph_.run(stream, enqueue, /*replayable=*/recording_ == Recording::once);
-    recorded_ = true;
+    p.graph.run(stream, enqueue, /*replayable=*/recording_ == Recording::once);
+    p.recorded = true;
   } catch (const Error& error) {
     graphs_ = false;
-    const std::string line = concat("note: steps run kernel by kernel, not as a CUDA graph: ", error.what());
-    if (say_)
-      say_(line);
-    else
-      std::fprintf(stderr, "%s\n", line.c_str());
+    say(concat("note: steps run kernel by kernel, not as a CUDA graph: ", error.what()));
     undo();
     enqueue();
+    return;
   }
+  constexpr int kOften = 3;  // it may happen when memory moves, but not all the time
+  if (const std::string why = p.graph.why_rebuilt(); !why.empty() && ++p.rebuilt == kOften)
+    say(concat("note: CUDA builds the graph of a step anew instead of updating it, which costs time: ", why));
+}
+
+void StepRunner::say(const std::string& line) const {
+  if (say_)
+    say_(line);
+  else
+    std::fprintf(stderr, "%s\n", line.c_str());
 }
 
 }  // namespace lacuna

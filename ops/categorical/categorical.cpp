@@ -50,6 +50,9 @@ void draw_tokens(const Tensor& logits, double temperature, const Rng& rng, const
   constexpr int64_t kMostTokens = 256;  // of a byte
   check(logits.rank() == 2 && logits.dim(1) <= kMostTokens, "draw_tokens: logits must be [rows, n <= ", kMostTokens,
         "], got ", logits.shape());
+  for (const Tensor& t : {position, prompt, tokens, previous, finite})
+    check(t.device() == logits.device(), "draw_tokens: all tensors must be on ", logits.device(), " like logits, got ",
+          t.device());
   LACUNA_DISPATCH(logits.device(), draw_tokens, logits, temperature, rng, position, prompt, tokens, previous, finite);
 }
 

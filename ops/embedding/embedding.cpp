@@ -68,6 +68,11 @@ Tensor embedding_at(const Tensor& previous, const Tensor& position, const Tensor
         previous.dtype(), ' ', previous.shape());
   check(position.dtype() == DType::i64 && position.numel() == 1, "embedding_at: position must be i64 [1], got ",
         position.dtype(), ' ', position.shape());
+  std::vector<Tensor> all{previous, position, start};
+  all.insert(all.end(), tables.begin(), tables.end());
+  for (const Tensor& t : all)
+    check(t.device() == token.device(), "embedding_at: all tensors must be on ", token.device(), " like token, got ",
+          t.device());
   const Tensor h = empty({previous.dim(0), token.dim(1)}, token.dtype(), token.device());
   LACUNA_DISPATCH(token.device(), embedding_at, previous, position, token, tables, start, h);
   return h;

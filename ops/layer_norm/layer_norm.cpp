@@ -17,11 +17,11 @@ Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bia
   Tensor y = empty_like(x.value());
   Tensor mean = empty({rows}, accumulation_dtype(x.dtype()), x.device());
   Tensor rstd = empty_like(mean);  // 1 / sqrt(var + eps)
-  LACUNA_DISPATCH(x.device(), layer_norm_forward, {}, gain.value(), bias.value(), eps, x.value(), y, mean, rstd);
+  LACUNA_DISPATCH(x.device(), layer_norm_forward, BranchSum{}, gain.value(), bias.value(), eps, x.value(), y, mean, rstd);
 
   auto backward = [x = x.value(), gain = gain.value(), mean, rstd](const Tensor& dy, const Needs&) {
     Tensor dx = empty_like(x), dgain = empty_like(gain), dbias = empty_like(gain);
-    LACUNA_DISPATCH(x.device(), layer_norm_backward, dy, x, gain, mean, rstd, {}, dx, dgain, dbias);
+    LACUNA_DISPATCH(x.device(), layer_norm_backward, dy, x, gain, mean, rstd, BranchGradients{}, dx, dgain, dbias);
     return Grads{dx, dgain, dbias};
   };
   return record("layer_norm", y, {x, gain, bias}, backward);

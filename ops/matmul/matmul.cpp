@@ -65,7 +65,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
 Tensor linear_rows(const Tensor& x, const Variable& weight, const Variable& bias) {
   check(x.rank() == 2 && x.dim(1) == weight.dim(1), "linear_rows: x must be [rows, ", weight.dim(1), "], got ",
         x.shape());
-  check(x.dtype() == weight.dtype(), "linear_rows: x must be ", weight.dtype(), " like the weight, got ", x.dtype());
+  check_same_dtype_and_device("linear_rows", {Variable(x), weight, bias});
   const Tensor y = empty({x.dim(0), weight.dim(0)}, x.dtype(), x.device());
   LACUNA_DISPATCH(x.device(), linear_rows, x, weight.value(), bias.defined() ? bias.value() : Tensor(), y);
   return y;

@@ -1,5 +1,7 @@
 // Linear layers on a GPU. Products are cuBLASLt's (core/cuda/blas.h), and with that of a weight's gradient the gradient
-// of the bias; the sum over rows is ours where the library has no such product.
+// of the bias; adding the bias, and the sum over rows, are ours where the library has no such product.
+
+#include <utility>
 
 #include "core/cuda/blas.h"
 #include "core/cuda/kernel.h"
@@ -56,6 +58,13 @@ __global__ void linear_rows_kernel(const float* x, const float* weight, const fl
     }
 }
 
+// y[r, c] += bias[c], of rows of d_out.   thread: one element
+template <class T>
+__global__ void add_bias_kernel(T* y, const T* bias, int64_t count, int64_t d_out) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) y[i] = round_to<T>(to_float(y[i]) + to_float(bias[i % d_out]));
+}
+
 }  // namespace
 
 void linear_rows(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
@@ -82,12 +91,18 @@ void matrix_product(Stream stream, bool transpose_a, const Tensor& a, bool trans
 }
 
 void linear(Stream stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y) {
-  matrix_product(stream, "linear",
-                 {.transpose_b = true,
-                  .a = x,
-                  .b = as_activation(weight, x.dtype()),
-                  .c = y,
-                  .bias = bias.defined() ? as_activation(bias, y.dtype()) : Tensor()});
+  MatrixProduct product{.transpose_b = true,
+                        .a = x,
+                        .b = as_activation(weight, x.dtype()),
+                        .c = y,
+                        .bias = bias.defined() ? as_activation(bias, y.dtype()) : Tensor()};
+  if (matrix_product(stream, "linear", product)) return;
+  const Tensor row = std::exchange(product.bias, Tensor());
+  matrix_product(stream, "linear", product);
+  dispatch_float(y.dtype(), "linear", [&]<class T>() {
+    launch(stream, add_bias_kernel<T>, dim3(grid_of(ceil_div(y.numel(), kBlockThreads), "linear")), dim3(kBlockThreads),
+           0, data<T>(y), data<T>(row), y.numel(), y.dim(1));
+  });
 }
 
 void linear_gradients(Stream stream, const Tensor& dy, const Tensor& x, double beta, const Tensor& dweight,

@@ -2,6 +2,7 @@
 // The kernels behind sparse_attention, one set per device.
 
 #include <cstdint>
+#include <ostream>
 #include <vector>
 
 #include "core/device.h"
@@ -16,6 +17,10 @@ struct AttentionProblem {
   int64_t batch = 0, n = 0, n_heads = 0, d_qk = 0, d_v = 0;
   std::vector<std::vector<Part>> heads;  // [n_heads]
 };
+
+inline void describe(std::ostream& out, const AttentionProblem& p) {
+  out << " batch " << p.batch << ", n " << p.n << ", heads " << p.n_heads << ", widths " << p.d_qk << " and " << p.d_v;
+}
 
 /// What backward reads: the inputs, and from forward the output and the log-sum-exp of each row's scores.
 struct AttentionSaved {
@@ -40,6 +45,9 @@ void attention_backward(Stream stream, const AttentionProblem& problem, const At
 }  // namespace cpu
 
 namespace gpu {
+
+/// Whether tensor cores compute heads of these widths in 16 bits; else a warp computes one row.
+bool fits_tensor_cores(int64_t d_qk, int64_t d_v);
 
 /// Throws Error unless the two below compute such heads; reads no batch.
 void check_attention(const AttentionProblem& problem);

@@ -114,6 +114,22 @@ TEST_CASE("matrix_product: where the library has no sums nothing is changed, and
   }
 }
 
+TEST_CASE("matrix_product: where the library adds no bias nothing is changed, and the layer is right") {
+  for (const auto& [k, n] : {std::array<int64_t, 2>{5, 4}, {7, 4}, {9, 4}, {4, 11}}) {
+    CAPTURE(concat(k, ' ', n));
+    const Tensor x = there(full({3, k}, DType::bf16, 2.0)), weight = there(full({n, k}, DType::bf16, 0.5));
+    const Tensor y = full({3, n}, DType::bf16, 7.0, kCuda), bias = there(random_tensor({n}, DType::bf16, 1));
+    CHECK_FALSE(run({.transpose_b = true, .a = x, .b = weight, .c = y, .bias = bias}));
+    CHECK(same_bits(to_device(y, kCpu), full({3, n}, DType::bf16, 7.0)));
+
+    gpu::linear(current_stream(kCuda), x, weight, bias, y);
+    const std::vector<double> row = to_vector<double>(to_dtype(to_device(bias, kCpu), DType::f64));
+    for (int64_t i = 0; i < 3; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        CHECK(std::abs(at(to_device(y, kCpu), false, i, j) - static_cast<double>(k) - row[static_cast<size_t>(j)]) < 0x1p-4);
+  }
+}
+
 TEST_CASE("matrix_product: no rows give gradients that are 0, or leave a buffer as it is") {
   const Tensor dy = zeros({0, 3}, DType::bf16, kCuda), x = zeros({0, 4}, DType::bf16, kCuda);
   for (const double beta : {0.0, 1.0}) {

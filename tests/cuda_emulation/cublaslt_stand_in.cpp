@@ -1,9 +1,9 @@
 // A cuBLASLt for the test of core/cuda/blas.cpp: the functions that it uses, on host memory, in plain loops that follow
 // NVIDIA's documentation. Matrices are column-major; what is called does its work at once.
 //
-// An algorithm remembers what it was chosen for, and is refused for anything else. With sums of B there is none for an
-// odd k, which a library may say in several ways, and those for a D of 11 rows are refused when they are used. There is
-// none for a D of 13 rows, and products with a D of 17 rows fail.
+// An algorithm remembers what it was chosen for, and is refused for anything else. With a bias, or sums of B, there is none
+// for an odd k, which a library may say in several ways, and those for a D of 11 rows are refused when they are used. There
+// is none for a D of 13 rows, and products with a D of 17 rows fail.
 
 #include <cublasLt.h>
 
@@ -55,6 +55,7 @@ struct Product {
   int64_t m() const { return static_cast<int64_t>(d.rows); }
   int64_t n() const { return static_cast<int64_t>(d.cols); }
   int64_t k() const { return static_cast<int64_t>(desc.op_a == CUBLAS_OP_N ? a.cols : a.rows); }
+  bool plain() const { return desc.epilogue == CUBLASLT_EPILOGUE_DEFAULT; }
   bool sums() const { return desc.epilogue == CUBLASLT_EPILOGUE_BGRADB; }
   bool fits() const {
     const bool a_t = desc.op_a == CUBLAS_OP_T, b_t = desc.op_b == CUBLAS_OP_T;
@@ -162,7 +163,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
   *found = 0;
   const Product product{as<Desc>(desc), as<Layout>(a), as<Layout>(b), as<Layout>(c), as<Layout>(d)};
   if (!product.fits()) return CUBLAS_STATUS_INVALID_VALUE;
-  if (product.sums() && product.k() % 2 == 1)  // whatever a library may answer that has no such algorithm
+  if (!product.plain() && product.k() % 2 == 1)  // whatever a library may answer that has no such algorithm
     return product.k() == 5   ? CUBLAS_STATUS_NOT_SUPPORTED
            : product.k() == 7 ? CUBLAS_STATUS_INVALID_VALUE
                               : CUBLAS_STATUS_SUCCESS;
@@ -186,7 +187,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
   for (int i = 0; i < 4; ++i) aligned &= reinterpret_cast<uintptr_t>(pointers[i]) % algorithm->data[1 + i] == 0;
   if (!product.fits() || !aligned || algorithm->data[0] != product.fingerprint()) return CUBLAS_STATUS_INVALID_VALUE;
   if (product.m() == 17) return CUBLAS_STATUS_EXECUTION_FAILED;
-  if (product.m() == 11 && product.sums()) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (product.m() == 11 && !product.plain()) return CUBLAS_STATUS_NOT_SUPPORTED;
 
   const auto element_a = [&](int64_t i, int64_t t) {
     return read(a, product.a.type,

@@ -106,29 +106,47 @@ TEST_CASE("programs on a GPU: auto takes the CPU and says why") {
          "(no GPU: cuda:0 is emulated GPU of compute capability 7.0; the kernels need 8.0 or newer)");
 }
 
+TEST_CASE("programs on a GPU: heads that tensor cores do not take are computed after a line that says so") {
+  const TemporaryFolder folder;
+  write_text(folder);
+  const Outcome outcome = run(on_gpu(steps_of_tiny_train(folder, "out", "1"),
+                                     {"--dtype", "bf16", "--set", "d_model=20", "--set", "n_layers=1"}));
+  CHECK(outcome.code == 0);
+  CHECK(contains(outcome.out, "note: attention runs without tensor cores, many times slower: they take heads whose widths are "
+                              "multiples of 8 up to 128, these have 10 and 10\n"));
+}
+
 TEST_CASE("programs on a GPU: train, evaluate and draw, with graphs and, after a line, without") {
   const TemporaryFolder folder;
   write_text(folder);
-  const Strings settings{"--dtype", "bf16", "--set", "n_layers=1"};
-  const auto train = [&](const std::string& out) {
-    return run(on_gpu(steps_of_tiny_train(folder, out, "4"), settings));
-  };
-  const Outcome recorded = train("recorded");
-  CAPTURE(recorded.err);
-  REQUIRE(recorded.code == 0);
-  CHECK(contains(recorded.out, "cuda:0: emulated GPU"));
-  CHECK_FALSE(contains(recorded.out, "note:"));
-  const std::string run_folder = (folder.path() / "recorded").string();
+  const std::string note = "note: steps run kernel by kernel, not as a CUDA graph: graph: out of memory\n";
+  // A step as one graph, and as one for each micro-batch and one for the update, which f16 skips at first.
+  for (const Strings& settings : {Strings{"--dtype", "bf16"}, Strings{"--dtype", "f16", "--set", "micro_batch=1"}}) {
+    CAPTURE(settings[1]);
+    const auto train = [&](const std::string& out) {
+      return run(on_gpu(steps_of_tiny_train(folder, settings[1] + out, "4"), settings + Strings{"--set", "n_layers=1"}));
+    };
+    const Outcome recorded = train("recorded");
+    CAPTURE(recorded.err);
+    REQUIRE(recorded.code == 0);
+    CHECK(contains(recorded.out, "cuda:0: emulated GPU"));
+    CHECK_FALSE(contains(recorded.out, "note:"));
+
+    const Environment without(kGpu, "no-graphs=out of memory");
+    const Outcome plain = train("plain");
+    REQUIRE(plain.code == 0);
+    CHECK(plain.out.find(note) != plain.out.rfind(note));  // of training, and of sampling
+    CHECK(weights_of(folder.path() / (settings[1] + "plain"), 4) ==
+          weights_of(folder.path() / (settings[1] + "recorded"), 4));
+  }
+  const std::string metrics = read_file(folder.path() / "f16recorded" / "metrics.jsonl");
+  CHECK(contains(metrics, "\"loss_scale\":65536"));
+  CHECK(contains(metrics, "\"grad_norm\":null"));
+
+  const std::string run_folder = (folder.path() / "bf16recorded").string();
   expect(on_gpu({"", "eval"}, {"--checkpoint", run_folder}), 0, "bits per byte");
   expect(on_gpu({"", "sample"}, {"--checkpoint", run_folder, "--length", "4", "--out", run_folder + "/s.txt"}), 0,
          "4 tokens");
-
-  const Environment without(kGpu, "no-graphs=out of memory");
-  const Outcome plain = train("plain");
-  REQUIRE(plain.code == 0);
-  const std::string note = "note: steps run kernel by kernel, not as a CUDA graph: graph: out of memory\n";
-  CHECK(plain.out.find(note) != plain.out.rfind(note));  // of training, and of sampling
-  CHECK(weights_of(folder.path() / "plain", 4) == weights_of(folder.path() / "recorded", 4));
 }
 
 }  // namespace

@@ -184,13 +184,6 @@ void set_bytes(Stream stream, void* to, uint8_t value, int64_t bytes) {
   emulation::enqueue(stream, [=] { std::memset(to, value, static_cast<size_t>(bytes)); });
 }
 
-void set_bytes_of_rows(Stream stream, void* to, uint8_t value, int64_t bytes, int64_t rows, int64_t distance) {
-  emulation::enqueue(stream, [=] {
-    for (int64_t r = 0; r < rows; ++r)
-      std::memset(static_cast<std::byte*>(to) + r * distance, value, static_cast<size_t>(bytes));
-  });
-}
-
 Stream compute_stream(Device device) {
   check_usable(device);
   return {device, &machine().compute};
@@ -244,6 +237,7 @@ double Event::milliseconds_since(const Event&) const { return 0.0; }  // nothing
 
 struct Graph::State {
   int64_t nodes = 0;
+  std::string why_rebuilt;
   std::vector<Work> kept;   // to be replayed
   std::vector<Work> frees;  // of the memory that those use
 
@@ -271,7 +265,7 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replay
     failure = std::current_exception();
   }
   queue.recording = nullptr;
-  state_->nodes = 0;
+  const int64_t nodes_before = std::exchange(state_->nodes, 0);
   for (Work& work : recorded) {
     state_->nodes += !work.frees;
     if (replayable && !failure) {
@@ -281,6 +275,8 @@ void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replay
     if (!failure || work.frees) queue.add(std::move(work));
   }
   if (failure) std::rethrow_exception(failure);
+  const bool updated = nodes_before == 0 || nodes_before == state_->nodes;
+  state_->why_rebuilt = updated ? "" : concat("it had ", nodes_before, " nodes, now ", state_->nodes);
 }
 
 void Graph::replay(Stream stream) {
@@ -289,9 +285,10 @@ void Graph::replay(Stream stream) {
 }
 
 int64_t Graph::nodes() const { return state_->nodes; }
+std::string Graph::why_rebuilt() const { return state_->why_rebuilt; }
 
 // --- Errors
 
-void fail_cuda(int status, const std::string& what) { fail(what, ": CUDA error ", status); }
+void fail_cuda(int status, const std::string& what) { throw GpuError(concat(what, ": CUDA error ", status)); }
 
 }  // namespace lacuna::gpu

@@ -2,6 +2,7 @@
 
 #include "core/allocator.h"
 #include "core/cuda/runtime.h"
+#include "core/dispatch.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
 #include "tests/cuda_emulation/gpu_memory.h"
@@ -48,8 +49,8 @@ TEST_CASE("gpu memory: counted by category; exhausted, it says who holds it") {
   const int64_t before = allocator.stats().current[static_cast<size_t>(MemoryCategory::optimizer)];
   {
     const MemoryScope scope(MemoryCategory::optimizer);
-    const Tensor held = zeros({1000}, DType::f32, kCuda);
-    CHECK(allocator.stats().current[static_cast<size_t>(MemoryCategory::optimizer)] == before + 4000);
+    const Tensor held = zeros({1024}, DType::f32, kCuda);
+    CHECK(allocator.stats().current[static_cast<size_t>(MemoryCategory::optimizer)] == before + 4096);
     expect_error("out of memory on cuda:0", [] { empty({int64_t{1} << 40}, DType::u8, kCuda); });
     expect_error("memory of the device", [] { empty({int64_t{1} << 40}, DType::u8, kCuda); });
   }
@@ -116,6 +117,14 @@ TEST_CASE("gpu errors: a machine without a usable GPU") {
   expect_error("cuda:0: no NVIDIA driver is installed on this machine", [] { empty({1}, DType::f32, kCuda); });
 }
 #endif
+
+TEST_CASE("gpu errors: name the operation, its tensors and CUDA's reason") {
+  const Tensor x = zeros({2, 3}, DType::bf16), none;
+  const auto refused = [](const auto&...) { gpu::check_cuda(700, "launch of 3 blocks"); };
+  expect_error(LACUNA_ON_GPU ? "some_kernel: bf16 [2, 3]: launch of 3 blocks: cudaErrorIllegalAddress"
+                             : "some_kernel: bf16 [2, 3]: launch of 3 blocks: CUDA error 700",
+               [&] { call_on_gpu("some_kernel", refused, 1.0, x, none); });
+}
 
 // --- The optimizer
 

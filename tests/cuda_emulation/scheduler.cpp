@@ -76,7 +76,10 @@ void Block::prepare(uint3 index) {
   random_.seed(uint32_t(schedule_.seed * 1000003 + (uint64_t{index.z} * info_.grid.y + index.y) * info_.grid.x + index.x));
   info_.dynamic_shared = allocate_shared(info_.dynamic_shared_bytes, kSharedAlignment);
   uneven_ = coin();
-  for (WarpState& warp : warps_) warp = {.rank = unsigned(random_())};
+  for (WarpState& warp : warps_) {
+    warp = {};
+    warp.rank = unsigned(random_());
+  }
   for (Barrier& barrier : barriers_) barrier = {};
   ready_.clear();
   live_ = int(threads_.size());

@@ -127,6 +127,7 @@ TEST_CASE("gpu training: in bf16 and f16 as near to f64 as the CPU's") {
 }
 
 TEST_CASE("gpu training: the same bits in every run and without a graph; nothing stays in the device's memory") {
+  on_gpu();            // with what the first product needs for good
   synchronize(kCuda);  // frees of what came before
   const int64_t before = gpu_bytes_in_use();
   const Result again = train(DType::f32, kCuda);

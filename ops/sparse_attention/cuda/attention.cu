@@ -25,16 +25,28 @@ Tensor delta_like(const Tensor& lse) {
   return empty_like(lse);
 }
 
+// Columns [rows, width] of rows `distance` words apart become 0.   thread: one word
+template <class Word>
+__global__ void clear_columns_kernel(Word* columns, int64_t width, int64_t distance, int64_t words) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < words) columns[i / width * distance + i % width] = 0;
+}
+
+/// Not cudaMemset2DAsync: CUDA does not update every such node of a graph when memory moves.
 void clear(Stream stream, const TensorColumns& x) {
-  const int64_t size = size_of(x.dtype());
-  set_bytes_of_rows(stream, x.raw(), 0, x.width * size, x.tensor.numel() / x.row_distance(), x.row_distance() * size);
+  const int64_t distance = x.row_distance(), words = x.tensor.numel() / distance * x.width;
+  const dim3 grid(grid_of(ceil_div(words, kBlockThreads), "sparse_attention")), block(kBlockThreads);
+  if (size_of(x.dtype()) == 2)
+    launch(stream, clear_columns_kernel<uint16_t>, grid, block, 0, reinterpret_cast<uint16_t*>(x.raw()), x.width, distance, words);
+  else
+    launch(stream, clear_columns_kernel<uint32_t>, grid, block, 0, reinterpret_cast<uint32_t*>(x.raw()), x.width, distance, words);
 }
 
 /// Whether the tensor-core kernels compute such heads, of 16-bit numbers in these columns; the kernels of rows compute
 /// all.
 bool fits_tiles(const AttentionProblem& problem, std::initializer_list<TensorColumns> columns) {
-  return problem.d_qk % 8 == 0 && problem.d_v % 8 == 0 && problem.d_qk <= kMaxTileWidth &&
-         problem.d_v <= kMaxTileWidth && std::all_of(columns.begin(), columns.end(), [](const TensorColumns& x) {
+  return fits_tensor_cores(problem.d_qk, problem.d_v) &&
+         std::all_of(columns.begin(), columns.end(), [](const TensorColumns& x) {
            return is_aligned(x.raw(), 16) && x.row_distance() % 8 == 0;
          });
 }
@@ -145,6 +157,10 @@ void check_width(const AttentionProblem& problem) {
 }
 
 }  // namespace
+
+bool fits_tensor_cores(int64_t d_qk, int64_t d_v) {
+  return d_qk % 8 == 0 && d_v % 8 == 0 && std::max(d_qk, d_v) <= kMaxTileWidth;
+}
 
 void check_attention(const AttentionProblem& problem) {
   check_width(problem);
