@@ -131,7 +131,10 @@ void deallocate(Device device, void* block) noexcept {
     std::fprintf(stderr, "cuda: freeing memory of cuda:%d: %s\n", device.index, cudaGetErrorString(status));
 }
 
-bool reuses_blocks() { return true; }
+bool reuses_blocks() {
+  const char* const off = std::getenv("LACUNA_NO_MEMORY_CACHE");
+  return !off || std::string(off) != "1";
+}
 
 PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
   void* data = nullptr;

@@ -57,7 +57,8 @@ void* allocate(Device device, int64_t bytes);
 void deallocate(Device device, void* block) noexcept;
 
 /// Whether freed blocks may be kept and given out again. Not under emulation, where every block has its exact size and
-/// is fresh, so that an access beyond it or before its first write shows.
+/// is fresh, so that an access beyond it or before its first write shows; nor with LACUNA_NO_MEMORY_CACHE=1, so that it
+/// shows to compute-sanitizer.
 bool reuses_blocks();
 
 /// Host memory that copies of a stream can read and write at any time.

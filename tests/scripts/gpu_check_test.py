@@ -156,6 +156,29 @@ class Stages(Runs):
         self.assertEqual([row["name"] for row in results["sampling"]["rows"]], ["cifar10/cifar10-59m-strided", "drawn"])
         self.assertRegex(output, "sampling: cifar10/cifar10-59m-strided +failed +program: exit code 1: no memory\n")
 
+    def sanitize(self, script):
+        """Runs the stage with this script for compute-sanitizer; $2 is its tool."""
+        program = self.out / "program"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        with unittest.mock.patch.object(gpu_check.Check, "program", lambda check, name: program), \
+                unittest.mock.patch.object(gpu_check, "tool", lambda name: program):
+            code, _, results = self.run_main(gpu_check.Stage("sanitizer", 300, "", gpu_check.sanitizer_stage))
+        return code, results["sanitizer"]
+
+    def test_sanitizers_see_the_blocks_of_tensors(self):
+        code, result = self.sanitize("[ $LACUNA_NO_MEMORY_CACHE = 1 ] && echo no errors")
+        self.assertEqual(code, 0, result)
+        self.assertEqual({row["tool"] for row in result["rows"][:2]}, {"memcheck", "racecheck"})
+        self.assertEqual([row["summary"] for row in result["rows"]], [["no errors"]] * 6)
+
+    def test_both_sanitizers_must_have_been_in_time(self):
+        hangs = self.out / "hangs"
+        with time_is_over_with(hangs):
+            code, result = self.sanitize(f"[ $2 = memcheck ] || {{ echo yes > {hangs}; exec sleep 600; }}")
+        self.assertEqual((code, result["reason"]), (1, "no test was done in time by racecheck"))
+        self.assertTrue(result["rows"][0]["passed"])
+
     def run_in_process(self, sent):
         """Sends a signal when the stage has its first row; returns its result then and at the end."""
         program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_check_test as t; "
