@@ -179,6 +179,23 @@ class Stages(Runs):
         self.assertEqual((code, result["reason"]), (1, "no test was done in time by racecheck"))
         self.assertTrue(result["rows"][0]["passed"])
 
+    def test_a_build_that_cannot_be_made_names_the_way_out(self):
+        with unittest.mock.patch.object(gpu_check, "find_build", lambda given: None), \
+                unittest.mock.patch.object(gpu_check, "gpu_name", lambda: "NVIDIA H200"), \
+                unittest.mock.patch.dict(os.environ, PATH=str(self.out)):  # where cmake is not
+            code, output, _ = self.run_main(gpu_check.STAGES[0])
+        self.assertEqual(code, 1)
+        self.assertRegex(output, "scripts/gpu_bundle packs elsewhere needs neither nvcc nor libraries: cmake: No such file")
+
+    def test_asks_for_the_gpu_that_programs_see_first(self):
+        for visible, asked in ({}, "0"), ({"CUDA_VISIBLE_DEVICES": "3,1"}, "3"), ({"CUDA_VISIBLE_DEVICES": "GPU-ab"}, "GPU-ab"):
+            with unittest.mock.patch.object(gpu_check, "output_of", return_value="9.0") as output_of, \
+                    unittest.mock.patch.dict(os.environ, visible):
+                if not visible:
+                    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+                self.assertEqual(gpu_check.architecture(), "90a-real")
+            self.assertEqual(output_of.call_args.args[0][-2:], ["-i", asked])
+
     def run_in_process(self, sent):
         """Sends a signal when the stage has its first row; returns its result then and at the end."""
         program = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_check_test as t; "
@@ -267,7 +284,8 @@ class StandIns(Runs):
         self.assertRegex(output, r"attention/dense-width-64/forward .* 270 +420")
 
     def test_training_text_and_sampling(self):
-        code, output, results = self.run_stages("device", "training", "text", "sampling")
+        with unittest.mock.patch.dict(gpu_check.PEAK_TFLOPS, {"emulated GPU": 100}):
+            code, output, results = self.run_stages("device", "training", "text", "sampling")
         self.assertEqual(code, 0, output)
         self.assertEqual([row["name"] for row in results["training"]["rows"]], list(gpu_results.TRAINING))
         for row in results["training"]["rows"]:
@@ -275,6 +293,7 @@ class StandIns(Runs):
         self.assertEqual([row["preset"] for row in results["training"]["table_2"]], list(gpu_results.TABLE_2))
         self.assertEqual([row["positions"] for row in results["sampling"]["rows"]], [1, 1])  # no time for more
         self.assertRegex(output, r"sampling: cifar10/cifar10-59m-strided .* by 1 of 256 positions")
+            self.assertEqual(row["mfu"], row["model_tflops"] / 100)
 
     def test_pytorch(self):
         rival, hangs = self.build / "rival.py", self.build / "hangs"
