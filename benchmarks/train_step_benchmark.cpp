@@ -161,6 +161,12 @@ void write_model(const fs::path& folder, const SparseTransformer& model, const T
   write_file(folder / "tokens.bin", {reinterpret_cast<const char*>(tokens.raw()), static_cast<size_t>(tokens.bytes())});
 }
 
+/// Bytes of a GPU that this process and others have, the CUDA context and graphs included.
+json memory_in_use(Device device) {
+  if (device == kCpu) return nullptr;
+  return gpu::properties(device).memory_bytes - gpu::free_bytes(device);
+}
+
 /// Draws whole sequences, all at once, from untrained weights: that takes as long as from trained ones. After limit_s
 /// it stops, and the rate is that of the positions done so far.
 void measure_sampling(const std::string& name, const SparseTransformer& model, int64_t count, double limit_s,
@@ -187,7 +193,8 @@ void measure_sampling(const std::string& name, const SparseTransformer& model, i
                           {"positions", positions},
                           {"seconds", elapsed_s},
                           {"samples_per_s", samples / elapsed_s},
-                          {"peak_tensor_bytes", Allocator::of(device).stats().total_peak}}
+                          {"peak_tensor_bytes", Allocator::of(device).stats().total_peak},
+                          {"device_memory_bytes", memory_in_use(device)}}
                          .dump());
 }
 
@@ -264,6 +271,7 @@ void measure(const std::string& name, Case c, const Options& options, const fs::
                           {"median_ms", times_ms[times_ms.size() / 2]},
                           {"steps", times_ms.size()},
                           {"peak_tensor_bytes", Allocator::of(device).stats().total_peak},
+                          {"device_memory_bytes", memory_in_use(device)},
                           {"losses_nats", losses},
                           {"loss_nats", loss_nats}}
                          .dump());

@@ -86,6 +86,12 @@ def why(row):
 
 
 def judge(measured, goals):
+def memory(row):
+    """What tensors had at most, and what the whole GPU had at the end."""
+    whole = row.get("device_memory_bytes")
+    return f"{row['peak_tensor_bytes'] / 2**30:.1f} GiB" + (f" (GPU {whole / 2**30:.1f})" if whole else "")
+
+
     accept, target = goals
     return "reaches the target" if measured >= target else "accepted" if measured >= accept else "BELOW"
 
@@ -132,7 +138,7 @@ def summary_lines(out, names):
             continue
         mfu = f"MFU {100 * r['mfu']:.1f}%, " if r.get("mfu") else ""
         yield from row(r["name"], r["tokens_per_s"] / 1e3, TRAINING[r["name"]].tokens, "k/s",
-                       f"  {mfu}{r['peak_tensor_bytes'] / 2**30:.1f} GiB, loss {r['losses_nats'][0]:.2f} to "
+                       f"  {mfu}{memory(r)}, loss {r['losses_nats'][0]:.2f} to "
                        f"{r['losses_nats'][-1]:.2f} nats" + (", recompute" if r["recompute"] else ""))
     for r in results["training"].get("table_2", []):
         yield from row(f"Table 2: dense / {r['preset'].split('/')[1]}", r["dense_over_this"], None, "x", f"paper {r['paper']:.2f}x")
@@ -140,7 +146,7 @@ def summary_lines(out, names):
         if "failed" in r:
             yield form.format(f"sampling: {r['name']}", "failed", "", "", why(r))
         elif "samples_per_s" in r:
-            more = f"  {r['samples']} at once, {r['peak_tensor_bytes'] / 2**30:.1f} GiB"
+            more = f"  {r['samples']} at once, {memory(r)}"
             more += f", by {r['positions']} of {r['length']} positions" if r["positions"] < r["length"] else ""
             yield from row(f"sampling: {r['name']}", r["samples_per_s"], SAMPLING[r["name"]].tokens, "/s", more)
     fastest = {}

@@ -294,6 +294,8 @@ class StandIns(Runs):
         self.assertEqual([row["positions"] for row in results["sampling"]["rows"]], [1, 1])  # no time for more
         self.assertRegex(output, r"sampling: cifar10/cifar10-59m-strided .* by 1 of 256 positions")
             self.assertEqual(row["mfu"], row["model_tflops"] / 100)
+            self.assertIsNone(row["device_memory_bytes"])  # of the CPU
+            self.assertEqual(row["mfu"], row["model_tflops"] / 100)
 
     def test_pytorch(self):
         rival, hangs = self.build / "rival.py", self.build / "hangs"
@@ -369,6 +371,13 @@ class Table(unittest.TestCase):
 
     def test_broken_result_is_no_result(self):
         with tempfile.TemporaryDirectory() as folder:
+    def test_memory_of_tensors_and_of_the_gpu(self):
+        row = {"name": "enwik8/enwik8-95m-dense", "tokens_per_s": 9e4, "peak_tensor_bytes": 50 << 30, "recompute": False,
+               "device_memory_bytes": 60 << 30, "losses_nats": [5.5, 2.5]}
+        text = self.lines(training={"rows": [row, {**row, "device_memory_bytes": None}]})
+        self.assertIn("50.0 GiB (GPU 60.0), loss", text)
+        self.assertIn("50.0 GiB, loss", text)
+
             (Path(folder) / "device.json").write_text("{")
             self.assertIn("device not run", "\n".join(gpu_check.summary_lines(Path(folder), self.STAGES)))
 
