@@ -6,8 +6,9 @@
 // machine is measured. Useful arithmetic counts the pairs that a pattern allows, and two products per pair forward,
 // five backward. Traffic is the least: every input once, every output once. The roofline is the longer of useful
 // arithmetic at the rate of an 8192^3 product and traffic at that of a copy, both measured here first. Every run finds
-// a cold L2 cache and the time is the median. Exits with 77 where there is no GPU. --small runs every row once at a
-// tiny size, to see that it runs: its figures mean nothing.
+// a cold L2 cache and the time is the median. Rows of attention forward say which kernel ran: that with wgmma, or one
+// with mma. Exits with 77 where there is no GPU. --small runs every row once at a tiny size, to see that it runs: its
+// figures mean nothing.
 
 #include <fmt/core.h>
 
@@ -29,6 +30,7 @@
 #include "ops/layer_norm/layer_norm_kernels.h"
 #include "ops/matmul/matmul_kernels.h"
 #include "ops/softmax_cross_entropy/softmax_cross_entropy_kernels.h"
+#include "ops/sparse_attention/cuda/launches.h"
 #include "ops/sparse_attention/kernels.h"
 #include "optim/adam.h"
 #include "optim/clip.h"
@@ -46,6 +48,7 @@ struct Options {
 struct Work {
   double flops = 0.0, bytes = 0.0;  // useful arithmetic and least traffic of one run
   std::function<void()> run;
+  const char* kernel = nullptr;  // which of several does it
 };
 
 struct Row {
@@ -121,7 +124,7 @@ struct AttentionCase {
   const char* pattern;
 };
 
-// docs/cuda.md has the goals for these. Batches are those of the paper's models.
+// scripts/gpu_results.py has the goals for these. Batches are those of the paper's models.
 const AttentionCase kAttention[] = {
     {"column-24-qk64-v128", 16, 3072, 2, 64, 128, "column(stride=128)"},
     {"column-96-width-32", 12, 12288, 16, 32, 32, "column(stride=128)"},
@@ -130,6 +133,7 @@ const AttentionCase kAttention[] = {
     {"column-136-width-64", 8, 17408, 8, 64, 64, "column(stride=128)"},  // the kernels of all patterns, for comparison
     {"column-256-width-128", 2, 65536, 4, 128, 128, "column(stride=256)"},
     {"column-512-width-64", 1, 262144, 4, 64, 64, "column(stride=512)"},
+    {"column-1024-width-64", 1, 524288, 2, 64, 64, "column(stride=512)"},
     {"block-128-width-64", 8, 12288, 8, 64, 64, "fixed_block(stride=128)"},
     {"local-128-width-32", 12, 12288, 16, 32, 32, "local(window=128)"},
     {"local-128-width-64", 8, 12288, 8, 64, 64, "local(window=128)"},
@@ -159,8 +163,10 @@ Work attention(AttentionCase c, bool small, bool backward) {
   const double d_qk = static_cast<double>(c.d_qk), d_v = static_cast<double>(c.d_v),
                rows = static_cast<double>(c.batch * c.n * c.n_heads);
   const auto forward = [problem, saved] { LACUNA_DISPATCH(kCuda, attention_forward, problem, saved); };
-  if (!backward) return {2 * pairs * (d_qk + d_v), rows * (4 * d_qk + 4 * d_v + 4), forward};
+  const int64_t before = gpu::hopper_launches;
   forward();
+  const char* const kernel = gpu::hopper_launches > before ? "wgmma" : "mma";
+  if (!backward) return {2 * pairs * (d_qk + d_v), rows * (4 * d_qk + 4 * d_v + 4), forward, kernel};
   const auto [dq, dk, dv] = split_qkv(empty_like(q.tensor), q.width);
   const AttentionGrads grads{dq, dk, dv};
   const Tensor d_o = random(shape_v);
@@ -296,17 +302,20 @@ class Report {
 
   void row(const std::string& name, const Work& work, double ms, double roofline_ms) {
     const double tflops = work.flops / ms * 1e-9, gb_per_s = work.bytes / ms * 1e-6;
-    if (options_.json)
-      line({{"name", name},
-            {"us", 1e3 * ms},
-            {"useful_tflops", tflops},
-            {"gb_per_s", gb_per_s},
-            {"roofline", roofline_ms / ms},
-            {"useful_flops", work.flops},
-            {"least_bytes", work.bytes}});
-    else
-      fmt::print("{:<42} {:>10.1f} {:>12.1f} {:>9.0f} {:>8.0f}%\n", name, 1e3 * ms, tflops, gb_per_s,
-                 100 * roofline_ms / ms);
+    if (options_.json) {
+      nlohmann::json object{{"name", name},
+                            {"us", 1e3 * ms},
+                            {"useful_tflops", tflops},
+                            {"gb_per_s", gb_per_s},
+                            {"roofline", roofline_ms / ms},
+                            {"useful_flops", work.flops},
+                            {"least_bytes", work.bytes}};
+      if (work.kernel) object["kernel"] = work.kernel;
+      line(object);
+    } else {
+      fmt::print("{:<42} {:>10.1f} {:>12.1f} {:>9.0f} {:>8.0f}%{}\n", name, 1e3 * ms, tflops, gb_per_s,
+                 100 * roofline_ms / ms, work.kernel ? fmt::format("  {}", work.kernel) : "");
+    }
     std::fflush(stdout);
   }
 

@@ -11,6 +11,7 @@ KERNEL_GOALS = {  # useful TF/s, forward and backward
     "attention/column-96-width-64": ((57, 75), (68, 94)),
     "attention/column-256-width-128": ((200, 300), (160, 260)),
     "attention/column-512-width-64": ((200, 300), (160, 260)),
+    "attention/column-1024-width-64": ((200, 420), (160, 350)),
     "attention/block-128-width-64": ((75, 100), (90, 125)),
     "attention/local-128-width-32": ((110, 165), (110, 170)),
     "attention/local-128-width-64": ((140, 190), (140, 200)),
@@ -85,13 +86,13 @@ def why(row):
     return row.get("failed", "").split("\n")[0][:120]
 
 
-def judge(measured, goals):
 def memory(row):
     """What tensors had at most, and what the whole GPU had at the end."""
     whole = row.get("device_memory_bytes")
     return f"{row['peak_tensor_bytes'] / 2**30:.1f} GiB" + (f" (GPU {whole / 2**30:.1f})" if whole else "")
 
 
+def judge(measured, goals):
     accept, target = goals
     return "reaches the target" if measured >= target else "accepted" if measured >= accept else "BELOW"
 
@@ -126,6 +127,7 @@ def summary_lines(out, names):
             continue
         base, _, which = r["name"].rpartition("/")
         share = f"  {r['us']:.0f} us, {100 * (r['roofline'] or 0):.0f}% of the roofline"
+        share += f", {r['kernel']}" if "kernel" in r else ""
         if base in KERNEL_GOALS:
             yield from row(r["name"], r["useful_tflops"], KERNEL_GOALS[base][which == "backward"], "TF", share)
         elif r["name"] in TRAFFIC_GOALS or not r["useful_flops"]:

@@ -281,7 +281,10 @@ class StandIns(Runs):
         self.assertEqual([row["passed"] for row in results["tests"]["rows"]], [True])
         goals = {f"{name}/{which}" for name in gpu_results.KERNEL_GOALS for which in ("forward", "backward")}
         self.assertEqual((goals | set(gpu_results.TRAFFIC_GOALS)) - {row["name"] for row in results["kernels"]["rows"]}, set())
-        self.assertRegex(output, r"attention/dense-width-64/forward .* 270 +420")
+        self.assertRegex(output, r"attention/dense-width-64/forward .* 270 +420.* of the roofline, mma\n")
+        for row in results["kernels"]["rows"]:
+            forward = row["name"].startswith("attention/") and row["name"].endswith("/forward")
+            self.assertEqual(row.get("kernel"), "mma" if forward else None)  # so small that wgmma does not pay
 
     def test_training_text_and_sampling(self):
         with unittest.mock.patch.dict(gpu_check.PEAK_TFLOPS, {"emulated GPU": 100}):
@@ -290,12 +293,11 @@ class StandIns(Runs):
         self.assertEqual([row["name"] for row in results["training"]["rows"]], list(gpu_results.TRAINING))
         for row in results["training"]["rows"]:
             self.assertEqual(row["tokens_per_s"], 1e3 * row["tokens"] / row["median_ms"])
+            self.assertEqual(row["mfu"], row["model_tflops"] / 100)
+            self.assertIsNone(row["device_memory_bytes"])  # of the CPU
         self.assertEqual([row["preset"] for row in results["training"]["table_2"]], list(gpu_results.TABLE_2))
         self.assertEqual([row["positions"] for row in results["sampling"]["rows"]], [1, 1])  # no time for more
         self.assertRegex(output, r"sampling: cifar10/cifar10-59m-strided .* by 1 of 256 positions")
-            self.assertEqual(row["mfu"], row["model_tflops"] / 100)
-            self.assertIsNone(row["device_memory_bytes"])  # of the CPU
-            self.assertEqual(row["mfu"], row["model_tflops"] / 100)
 
     def test_pytorch(self):
         rival, hangs = self.build / "rival.py", self.build / "hangs"
@@ -369,8 +371,6 @@ class Table(unittest.TestCase):
         text = self.lines(training={"rows": [{"name": "enwik8/laptop", "failed": str(failure.exception)}]})
         self.assertRegex(text, r"\nenwik8/laptop +failed +\S+: exit code 1: no driver$")
 
-    def test_broken_result_is_no_result(self):
-        with tempfile.TemporaryDirectory() as folder:
     def test_memory_of_tensors_and_of_the_gpu(self):
         row = {"name": "enwik8/enwik8-95m-dense", "tokens_per_s": 9e4, "peak_tensor_bytes": 50 << 30, "recompute": False,
                "device_memory_bytes": 60 << 30, "losses_nats": [5.5, 2.5]}
@@ -378,6 +378,8 @@ class Table(unittest.TestCase):
         self.assertIn("50.0 GiB (GPU 60.0), loss", text)
         self.assertIn("50.0 GiB, loss", text)
 
+    def test_broken_result_is_no_result(self):
+        with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "device.json").write_text("{")
             self.assertIn("device not run", "\n".join(gpu_check.summary_lines(Path(folder), self.STAGES)))
 

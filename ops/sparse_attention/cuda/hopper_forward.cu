@@ -317,6 +317,7 @@ void hopper_forward(Stream stream, const BandLaunch<T>& call) {
   const int64_t blocks = call.batch * ceil_div(call.n, kQueries) * call.table.n_heads;
   launch(stream, attention_forward_hopper<T>, dim3(grid_of(blocks, "sparse_attention")), dim3(kHopperThreads),
          sizeof(Shared<T>), work);
+  ++hopper_launches;
 }
 
 template bool hopper_computes(Device, const BandLaunch<__nv_bfloat16>&);

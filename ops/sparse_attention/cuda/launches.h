@@ -1,6 +1,7 @@
 #pragma once
 // How the work of a call is cut into launches, and what a launch carries.
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -97,6 +98,9 @@ struct BandLaunch : AttentionCall<T> {
   BandTable table;
   bool joins = false;
 };
+
+/// Launches of hopper_forward() by this process: results do not show which kernel computed them.
+inline std::atomic<int64_t> hopper_launches = 0;
 
 /// A launch for the columns of `table`.
 template <class T>
