@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -398,6 +399,24 @@ class Bundle(unittest.TestCase):
         self.assertIn("LACUNA_CUDA=OFF", self.refusal("LACUNA_CUDA:STRING=OFF\nLACUNA_NVCC_WORKS:INTERNAL=ON\n"))
         self.assertIn("for the CPU alone", self.refusal("LACUNA_CUDA:STRING=AUTO\n"))
         self.assertIn("LACUNA_TESTS=OFF", self.refusal("LACUNA_CUDA:STRING=ON\nLACUNA_NVCC_WORKS:INTERNAL=ON\nLACUNA_TESTS:BOOL=OFF\n"))
+
+    def test_archive_has_what_was_packed_unless_it_is_too_large(self):
+        def pack(build, folder):
+            (folder / "bin").mkdir(parents=True)
+            (folder / "bin/program").write_text("of a build")
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()) as errors, \
+                unittest.mock.patch.multiple(gpu_bundle, pack=pack, run=unittest.mock.DEFAULT, check_build=lambda build: {
+                    "CMAKE_CUDA_ARCHITECTURES": "80-real;90a-real"}):
+            out = Path(folder) / "bundle.tar.xz"
+            with unittest.mock.patch.object(sys, "argv", ["gpu_bundle", "--out", str(out)]):
+                self.assertEqual(gpu_bundle.main(), 0)
+                with tarfile.open(out) as archive:
+                    self.assertEqual(archive.extractfile("lacuna-gpu/bin/program").read(), b"of a build")
+                with unittest.mock.patch.object(gpu_bundle, "LIMIT", 9):
+                    self.assertEqual(gpu_bundle.main(), 1)
+            self.assertFalse(out.exists())
+        self.assertIn("build for fewer architectures than 80-real, 90a-real", errors.getvalue())
 
     def test_packs_no_c_library_and_nothing_of_cuda(self):
         for name in ("libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "libpthread.so.0"):
