@@ -1,4 +1,5 @@
-// How threads of a block work together: barriers, shuffles, votes, reductions, atomics.
+// How threads of a block work together: barriers, shuffles, votes, reductions, atomics. For barriers with names see
+// instructions_test.cpp.
 
 #include <doctest/doctest.h>
 
@@ -87,25 +88,6 @@ __global__ void early_exit_kernel(float* out, int live) {
   sum = __shfl_sync(kAll, sum, 0) + 1;
   __syncthreads();
   out[threadIdx.x] = sum;
-}
-
-// The first warp prepares what the second uses, in two buffers: a pair of named barriers a buffer.
-__global__ void named_barrier_kernel(int* out, int rounds) {
-  LACUNA_SHARED(int, buffer, [2][32]);
-  const int lane = int(threadIdx.x % 32);
-  const bool producer = threadIdx.x < 32;
-  for (int round = 0; round < rounds; ++round) {
-    const int slot = round % 2;
-    if (producer) {
-      if (round >= 2) gpu::bar_sync(3 + slot, 64);
-      buffer[slot][lane] = 100 * round + lane;
-      gpu::bar_arrive(1 + slot, 64);
-    } else {
-      gpu::bar_sync(1 + slot, 64);
-      out[round * 32 + lane] = buffer[slot][31 - lane];
-      if (round + 2 < rounds) gpu::bar_arrive(3 + slot, 64);
-    }
-  }
 }
 
 __global__ void atomic_kernel(int* integers, float* sum, unsigned* ring) {
@@ -208,13 +190,6 @@ TEST_CASE("emulator: threads that have left are not waited for") {
     gpu::launch(Stream{}, early_exit_kernel, dim3(1), dim3(64), 0, out.data(), live);
     for (int i = 0; i < 64; ++i) REQUIRE(out[i] == (i >= live ? -1.0f : float(i / 32 * 32) + 1));
   }
-}
-
-TEST_CASE("emulator: named barriers tie a producer to a consumer") {
-  constexpr int kRounds = 7;
-  std::vector<int> out(kRounds * 32);
-  gpu::launch(Stream{}, named_barrier_kernel, dim3(1), dim3(64), 0, out.data(), kRounds);
-  for (int i = 0; i < kRounds * 32; ++i) REQUIRE(out[i] == i / 32 * 100 + 31 - i % 32);
 }
 
 TEST_CASE("emulator: atomics of all threads of all blocks count") {

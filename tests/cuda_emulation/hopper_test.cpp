@@ -10,9 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "tests/cuda_emulation/gpu_memory.h"
 #include "tests/support/expect_error.h"
 
-#ifndef __CUDACC__
+#if !LACUNA_ON_GPU
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,8 +22,26 @@
 
 using namespace lacuna;
 using gpu::Swizzle;
+using test::DeviceArray;
+using test::gpu_stream;
 
 namespace {
+
+/// Whether kernels for sm_90a can run; if not, the test says why.
+bool has_sm90a() {
+#if LACUNA_ON_GPU
+  const gpu::DeviceProperties& p = gpu::properties(kCuda);
+  if (p.major != 9 || p.minor != 0) {
+    MESSAGE("skipped: ", p.name, " is of compute capability ", p.major, ".", p.minor, ", and this needs 9.0");
+    return false;
+  }
+#if !LACUNA_SM90A
+  MESSAGE("skipped: this build has no code for sm_90a");
+  return false;
+#endif
+#endif
+  return true;
+}
 
 constexpr Swizzle kSwizzles[] = {Swizzle::none, Swizzle::bytes32, Swizzle::bytes64, Swizzle::bytes128};
 
@@ -100,13 +119,15 @@ void check_box(const int64_t (&sizes)[kRank], const int64_t (&strides)[kRank], c
   int64_t count = 1;
   for (int i = 0; i < kRank; ++i) count += (sizes[i] - 1) * strides[i];
   const std::vector<T> x = small_integers<T>(size_t(count), 5);
-  BoxArguments arguments{gpu::tensor_map(x.data(), sizes, strides, box, swizzle), {}, 2};
+  DeviceArray<T> device_x(x);
+  BoxArguments arguments{gpu::tensor_map(device_x.data(), sizes, strides, box, swizzle), {}, 2};
   for (int i = 0; i < kRank; ++i) {
     arguments.at[i] = at[i];
     arguments.bytes *= box[i];
   }
-  std::vector<unsigned char> out(size_t(arguments.bytes));
-  gpu::launch(Stream{}, box_kernel, dim3(1), dim3(64), out.size() + 8, arguments, out.data());
+  DeviceArray<unsigned char> device_out{size_t(arguments.bytes)};
+  gpu::launch(gpu_stream(), box_kernel, dim3(1), dim3(64), size_t(arguments.bytes) + 8, arguments, device_out.data());
+  const std::vector<unsigned char> out = device_out.to_vector();
   for (size_t i = 0; i < out.size() / 2; ++i) {
     size_t rest = i;
     int64_t from = 0;
@@ -210,12 +231,15 @@ void check_wgmma(Swizzle swizzle, bool add) {
     for (int n = 0; n < kN; ++n)
       std::memcpy(&image[size_t(a_bytes + b_layout.place(n, k))], &b[size_t(n * depth + k)], 2);
   }
-  std::vector<float> d(64 * kN);
+  DeviceArray<unsigned char> device_image(image);
+  DeviceArray<T> device_a(a);
+  DeviceArray<float> device_c(c), device_d(64 * kN);
   const Matrices matrices{bytes,         a_bytes,          a_layout.leading, a_layout.stride,
                           a_layout.step, b_layout.leading, b_layout.stride,  b_layout.step,
                           depth / 16,    swizzle};
-  gpu::launch(Stream{}, wgmma_kernel<T, kN, kColumns, kRegisters>, dim3(1), dim3(128), size_t(bytes), matrices,
-              image.data(), a.data(), add ? c.data() : nullptr, d.data());
+  gpu::launch(gpu_stream(), wgmma_kernel<T, kN, kColumns, kRegisters>, dim3(1), dim3(128), size_t(bytes), matrices,
+              device_image.data(), device_a.data(), add ? device_c.data() : nullptr, device_d.data());
+  const std::vector<float> d = device_d.to_vector();
   for (int m = 0; m < 64; ++m)
     for (int n = 0; n < kN; ++n) {
       float expected = add ? c[size_t(m * kN + n)] : 0.0f;
@@ -227,14 +251,17 @@ void check_wgmma(Swizzle swizzle, bool add) {
 }  // namespace
 
 TEST_CASE("hopper.h: mbarriers tie a producer to consumers") {
+  if (!has_sm90a()) return;
   constexpr int kRounds = 7;
-  std::vector<int> out(kRounds * 64);
-  gpu::launch(Stream{}, ring_kernel, dim3(1), dim3(96), 4 * 8 + 64 * sizeof(int), out.data(), kRounds);
+  DeviceArray<int> device_out(kRounds * 64);
+  gpu::launch(gpu_stream(), ring_kernel, dim3(1), dim3(96), 4 * 8 + 64 * sizeof(int), device_out.data(), kRounds);
+  const std::vector<int> out = device_out.to_vector();
   for (int round = 0; round < kRounds; ++round)
     for (int i = 0; i < 64; ++i) REQUIRE(out[size_t(round * 64 + i)] == 100 * round + 31 - i % 32);
 }
 
 TEST_CASE("hopper.h: boxes of tensors arrive swizzled, with zeros outside the tensor") {
+  if (!has_sm90a()) return;
   using T = __nv_bfloat16;
   for (const Swizzle swizzle : kSwizzles) {
     const int width = swizzle == Swizzle::none ? 24 : 8 << int(swizzle);
@@ -265,19 +292,20 @@ TEST_CASE("hopper.h: a map that the driver would refuse is refused, with the rea
 }
 
 TEST_CASE_TEMPLATE("hopper.h: wgmma multiplies matrices in every layout", T, __nv_bfloat16, __half) {
+  if (!has_sm90a()) return;
   for (const Swizzle swizzle : kSwizzles)
     for (const bool add : {false, true}) {
       CAPTURE(int(swizzle));
       check_wgmma<T, 128, false, false>(swizzle, add);
       check_wgmma<T, 64, true, true>(swizzle, add);
-#ifndef __CUDACC__  // hopper.h has for a GPU the two that kernels need
+#if !LACUNA_ON_GPU  // for which hopper.h has the two that kernels need
       check_wgmma<T, 128, true, false>(swizzle, add);
       check_wgmma<T, 24, false, true>(swizzle, add);
 #endif
     }
 }
 
-#ifndef __CUDACC__
+#if !LACUNA_ON_GPU
 namespace {
 
 /// Runs `body` in a process of its own, which must stop with a report that contains `text`.
