@@ -5,6 +5,8 @@
 
 #include <doctest/doctest.h>
 
+#include <string>
+
 #include "core/allocator.h"
 #include "core/cuda/runtime.h"
 #include "ops/sparse_attention/sparse_attention.h"
@@ -70,7 +72,7 @@ int64_t constant_rows([[maybe_unused]] DType dtype) {
 }
 
 void check_last_rows(DType dtype, const char* pattern) {
-  CAPTURE(pattern);
+  CAPTURE(std::string(pattern));
   const int64_t constant = constant_rows(dtype);
   if (constant == 0) return;
   const Ends ends = random_ends(dtype);
@@ -91,7 +93,7 @@ TEST_CASE("sparse_attention on a GPU: the last rows of tensors of 2^32 elements"
 TEST_CASE("sparse_attention on a GPU: one row from elsewhere shows in those that are compared") {
   const Ends ends = random_ends(DType::bf16);
   for (const char* pattern : {"local(window=9)", "fixed_block(stride=128)"}) {
-    CAPTURE(pattern);
+    CAPTURE(std::string(pattern));
     const std::vector<Tensor> right = attend(ends, 0, pattern);
     // Of the first row that is compared: one head of q, of k or of v, then of d_o.
     const auto with_constant = [](const Tensor& x, int64_t column) {
