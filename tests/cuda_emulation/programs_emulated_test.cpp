@@ -120,7 +120,7 @@ TEST_CASE("programs on a GPU: train, evaluate and draw, with graphs and, after a
   const TemporaryFolder folder;
   write_text(folder);
   const std::string note = "note: steps run kernel by kernel, not as a CUDA graph: graph: out of memory\n";
-  // A step as one graph, and as one for each micro-batch and one for the update, which f16 skips at first.
+  // A step as one graph, and as one for each micro-batch and one for the update.
   for (const Strings& settings : {Strings{"--dtype", "bf16"}, Strings{"--dtype", "f16", "--set", "micro_batch=1"}}) {
     CAPTURE(settings[1]);
     const auto train = [&](const std::string& out) {
@@ -139,9 +139,7 @@ TEST_CASE("programs on a GPU: train, evaluate and draw, with graphs and, after a
     CHECK(weights_of(folder.path() / (settings[1] + "plain"), 4) ==
           weights_of(folder.path() / (settings[1] + "recorded"), 4));
   }
-  const std::string metrics = read_file(folder.path() / "f16recorded" / "metrics.jsonl");
-  CHECK(contains(metrics, "\"loss_scale\":65536"));
-  CHECK(contains(metrics, "\"grad_norm\":null"));
+  CHECK(contains(read_file(folder.path() / "f16recorded" / "metrics.jsonl"), "\"loss_scale\":65536"));
 
   const std::string run_folder = (folder.path() / "bf16recorded").string();
   expect(on_gpu({"", "eval"}, {"--checkpoint", run_folder}), 0, "bits per byte");

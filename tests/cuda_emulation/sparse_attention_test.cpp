@@ -192,7 +192,7 @@ std::vector<Case> device_cases() {
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: equals dense attention under the mask", T, float, bf16, f16) {
   if (kShare > 10 && std::is_same_v<T, f16>) return;  // the kernels of bf16
   std::vector<Case> cases = device_cases();
-  if (kShare > 10 && std::is_same_v<T, float>) cases.resize(1);  // they take the most time, and their warps share nothing
+  if (kShare > 10 && std::is_same_v<T, float>) cases.resize(1);
   for (const Case& c : cases) {
     CAPTURE(to_string(AttentionPattern{{c.pattern}}));
     CHECK(is_exact<T>(c));
@@ -265,6 +265,7 @@ TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once sh
 #endif
 
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: q, k and v side by side give the same bits as apart", T, float, bf16) {
+  if (kShare > 10 && std::is_same_v<T, float>) return;  // f32 has many blocks, whose warps share nothing
   // Rows, tiles with gradients to clear, columns, and a march.
   for (const char* pattern :
        {"fixed_summary(stride=16, c=2) + local(window=3)", "column(stride=8)", "local(window=9)"}) {
@@ -274,6 +275,7 @@ TEST_CASE_TEMPLATE("sparse_attention on a GPU: q, k and v side by side give the 
 }
 
 TEST_CASE_TEMPLATE("sparse_attention on a GPU: tensors at any address", T, float, bf16) {
+  if (kShare > 10 && std::is_same_v<T, float>) return;
   for (const char* pattern : {"fixed_summary(stride=16, c=2)", "column(stride=8)", "local(window=9)"}) {
     const Case c{1, 40, 2, 8, 16, layer(pattern)};
     CHECK(is_exact(c, run_apart_on_device<T>(c, 1)));
