@@ -46,13 +46,13 @@ void call_on_gpu(const char* name, const Kernel& kernel, const Args&... args) {
 /// Calls `cpu::kernel(stream, args...)` or `gpu::kernel(stream, args...)`, whichever belongs to the device `where`, on
 /// the calling thread's stream of that device. Throws Error when the build has no backend for it.
 #if LACUNA_HAS_CUDA
-#define LACUNA_DISPATCH(where, kernel, ...)                               \
-  do {                                                                    \
-    const ::lacuna::Stream lacuna_stream = ::lacuna::current_stream(where); \
-    if (lacuna_stream.device.type == ::lacuna::DeviceType::cpu)           \
-      cpu::kernel(lacuna_stream, __VA_ARGS__);                            \
-    else                                                                  \
-      ::lacuna::call_on_gpu(                                              \
+#define LACUNA_DISPATCH(where, kernel, ...)                                                         \
+  do {                                                                                              \
+    const ::lacuna::Stream lacuna_stream = ::lacuna::current_stream(where);                         \
+    if (lacuna_stream.device.type == ::lacuna::DeviceType::cpu)                                     \
+      cpu::kernel(lacuna_stream, __VA_ARGS__);                                                      \
+    else                                                                                            \
+      ::lacuna::call_on_gpu(                                                                        \
           #kernel, [&](const auto&... args) { gpu::kernel(lacuna_stream, args...); }, __VA_ARGS__); \
   } while (false)
 #else

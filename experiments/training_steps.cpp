@@ -54,8 +54,8 @@ Tensor TrainingSteps::read_batch(int64_t step) const {
 }
 
 // Everything that a device does in a step. When the gradient is not finite Adam changes nothing, and finish() skips the
-// step or ends the run. Many micro-batches are a graph each: the host would need longer to record one of all their kernels,
-// hundreds of thousands, than a GPU to run them.
+// step or ends the run. Many micro-batches are a graph each: the host would need longer to record one of all their
+// kernels, hundreds of thousands, than a GPU to run them.
 void TrainingSteps::begin() {
   const Tensor tokens = batches_.get(begun_);
   const int64_t adam_steps = adam_.steps(), ema_updates = ema_ ? ema_->updates() : 0;

@@ -46,9 +46,10 @@ void check_gpu_computes(Device device, const ModelConfig& config, DType dtype, b
 std::string why_slow_on_gpu(const ModelConfig& config, DType dtype) {
   const int64_t d_qk = config.qk_width() / config.n_heads, d_v = config.d_model / config.n_heads;
   if (dtype == DType::f32 || gpu::fits_tensor_cores(d_qk, d_v)) return "";
-  return concat("attention runs without tensor cores, many times slower: they take heads whose widths are multiples of 8 up "
-                "to 128, these have ",
-                d_qk, " and ", d_v);
+  return concat(
+      "attention runs without tensor cores, many times slower: they take heads whose widths are multiples of 8 up "
+      "to 128, these have ",
+      d_qk, " and ", d_v);
 }
 #else
 void check_gpu_computes(Device device, const ModelConfig&, DType, bool) { gpu::check_usable(device); }

@@ -22,8 +22,8 @@ struct MatrixProduct {
 /// not rounded to TF32). The algorithm for a shape is chosen at its first product and kept. Throws Error with `op`, the
 /// shape and the reason when the library is missing or refuses.
 ///
-/// Returns false, and has changed nothing, when the library cannot add `bias` or compute `sums` beside this product; the
-/// first time for a shape one line on standard error says so.
+/// Returns false, and has changed nothing, when the library cannot add `bias` or compute `sums` beside this product;
+/// the first time for a shape one line on standard error says so.
 bool matrix_product(Stream stream, const char* op, const MatrixProduct& product);
 
 /// Throws Error with the reason on one line unless the library is there and starts on this device.

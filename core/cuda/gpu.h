@@ -142,8 +142,8 @@ std::string why_no_code(void (*kernel)(Parameters...)) {
   throw GpuError(concat(name, ": ", what, ": ", cudaGetErrorString(status)));
 }
 
-/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws GpuError, naming the kernel and these sizes,
-/// when the driver refuses it.
+/// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the stream. Throws GpuError, naming the kernel and these
+/// sizes, when the driver refuses it.
 template <class... Parameters>
 void launch(Stream stream, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             std::type_identity_t<Parameters>... args) {

@@ -245,7 +245,7 @@ cudaGraph_t record(cudaStream_t stream, const std::function<void()>& enqueue) {
 }  // namespace
 
 void Graph::run(Stream stream, const std::function<void()>& enqueue, bool replayable) {
-  struct FreesDeferred {  // until the graph is launched, or nothing of it ever will be; with replays, until they are over
+  struct FreesDeferred {  // until the graph is launched or given up; with replays, until they are over
     bool keep;
     std::vector<std::pair<Device, void*>>& kept;
     ~FreesDeferred() {

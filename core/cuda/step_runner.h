@@ -11,8 +11,8 @@
 namespace lacuna {
 
 /// Runs one step after the other: on a GPU as a CUDA graph, the first one excepted, for it asks for the memory of all.
-/// Steps that cannot be recorded are launched kernel by kernel, after a line that says so. A step may have several parts,
-/// each with a graph of its own.
+/// Steps that cannot be recorded are launched kernel by kernel, after a line that says so. A step may have several
+/// parts, each with a graph of its own.
 class StepRunner {
  public:
   enum class Recording : uint8_t {

@@ -17,7 +17,8 @@ Variable layer_norm(const Variable& x, const Variable& gain, const Variable& bia
   Tensor y = empty_like(x.value());
   Tensor mean = empty({rows}, accumulation_dtype(x.dtype()), x.device());
   Tensor rstd = empty_like(mean);  // 1 / sqrt(var + eps)
-  LACUNA_DISPATCH(x.device(), layer_norm_forward, BranchSum{}, gain.value(), bias.value(), eps, x.value(), y, mean, rstd);
+  LACUNA_DISPATCH(x.device(), layer_norm_forward, BranchSum{}, gain.value(), bias.value(), eps, x.value(), y, mean,
+                  rstd);
 
   auto backward = [x = x.value(), gain = gain.value(), mean, rstd](const Tensor& dy, const Needs&) {
     Tensor dx = empty_like(x), dgain = empty_like(gain), dbias = empty_like(gain);

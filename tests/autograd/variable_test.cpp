@@ -127,7 +127,8 @@ TEST_CASE("errors name the operation, what it needed and what it got") {
   const Variable x = leaf({2.0, 1.0});
   const Variable y = multiply(x, x);
   CHECK_THROWS_WITH_AS(backward(y), "backward: without a seed the root must have one element, got [2]", Error);
-  CHECK_THROWS_WITH_AS(backward(y, ones(3)), "backward: seed must be f64 [2] on cpu like the root, got f64 [3] on cpu", Error);
+  CHECK_THROWS_WITH_AS(backward(y, ones(3)), "backward: seed must be f64 [2] on cpu like the root, got f64 [3] on cpu",
+                       Error);
   backward(y, ones(2));
   CHECK_THROWS_WITH_AS(backward(y, ones(2)),
                        "backward: the graph of multiply was freed by an earlier backward; run the forward pass again",

@@ -126,7 +126,8 @@ TEST_CASE("matrix_product: where the library adds no bias nothing is changed, an
     const std::vector<double> row = to_vector<double>(to_dtype(to_device(bias, kCpu), DType::f64));
     for (int64_t i = 0; i < 3; ++i)
       for (int64_t j = 0; j < n; ++j)
-        CHECK(std::abs(at(to_device(y, kCpu), false, i, j) - static_cast<double>(k) - row[static_cast<size_t>(j)]) < 0x1p-4);
+        CHECK(std::abs(at(to_device(y, kCpu), false, i, j) - static_cast<double>(k) - row[static_cast<size_t>(j)]) <
+              0x1p-4);
   }
 }
 

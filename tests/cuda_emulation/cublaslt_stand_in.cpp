@@ -1,9 +1,9 @@
 // A cuBLASLt for the test of core/cuda/blas.cpp: the functions that it uses, on host memory, in plain loops that follow
 // NVIDIA's documentation. Matrices are column-major; what is called does its work at once.
 //
-// An algorithm remembers what it was chosen for, and is refused for anything else. With a bias, or sums of B, there is none
-// for an odd k, which a library may say in several ways, and those for a D of 11 rows are refused when they are used. There
-// is none for a D of 13 rows, and products with a D of 17 rows fail.
+// An algorithm remembers what it was chosen for, and is refused for anything else. With a bias, or sums of B, there is
+// none for an odd k, which a library may say in several ways, and those for a D of 11 rows are refused when they are
+// used. There is none for a D of 13 rows, and products with a D of 17 rows fail.
 
 #include <cublasLt.h>
 

@@ -221,8 +221,8 @@ TEST_CASE("gpu: the gradient of embedding in two chunks of rows") {
     const auto table = [&](int64_t rows) { return zeros({rows, 3}, DType::f32, device); };
     const std::vector<Tensor> all{table(11), table(1), table(4), table(1)}, position{all[1], all[2]};
     const std::vector<int64_t> extents{1, 4};
-    LACUNA_DISPATCH(device, embedding_backward, lacuna::to_device(dh, device), lacuna::to_device(tokens, device), extents,
-                    all[0], position, all[3]);
+    LACUNA_DISPATCH(device, embedding_backward, lacuna::to_device(dh, device), lacuna::to_device(tokens, device),
+                    extents, all[0], position, all[3]);
     return to_device(all, kCpu);
   };
   expect_same_bits(gradients(kCuda), gradients(kCpu));  // sums of small integers are exact
@@ -230,7 +230,8 @@ TEST_CASE("gpu: the gradient of embedding in two chunks of rows") {
 
 TEST_CASE("gpu: a position is embedded and drawn as on the CPU; rows of logits that are not finite are found") {
   const Tensor token = random_tensor({11, 5}, DType::f32, 1), places = random_tensor({4, 5}, DType::f32, 2),
-               start = random_tensor({5}, DType::f32, 3), position = full({1}, DType::i64, 2), prompt = zeros({1}, DType::u8);
+               start = random_tensor({5}, DType::f32, 3), position = full({1}, DType::i64, 2),
+               prompt = zeros({1}, DType::u8);
   Tensor logits = random_tensor({3, 11}, DType::f32, 4);
   for (const int64_t row : {0, 2}) logits.data<float>()[11 * row + 4] = row == 0 ? NAN : INFINITY;
   const auto step = [&](Device device) {

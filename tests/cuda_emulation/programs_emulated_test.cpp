@@ -112,8 +112,9 @@ TEST_CASE("programs on a GPU: heads that tensor cores do not take are computed a
   const Outcome outcome = run(on_gpu(steps_of_tiny_train(folder, "out", "1"),
                                      {"--dtype", "bf16", "--set", "d_model=20", "--set", "n_layers=1"}));
   CHECK(outcome.code == 0);
-  CHECK(contains(outcome.out, "note: attention runs without tensor cores, many times slower: they take heads whose widths are "
-                              "multiples of 8 up to 128, these have 10 and 10\n"));
+  CHECK(contains(outcome.out,
+                 "note: attention runs without tensor cores, many times slower: they take heads whose widths are "
+                 "multiples of 8 up to 128, these have 10 and 10\n"));
 }
 
 TEST_CASE("programs on a GPU: train, evaluate and draw, with graphs and, after a line, without") {
@@ -124,7 +125,8 @@ TEST_CASE("programs on a GPU: train, evaluate and draw, with graphs and, after a
   for (const Strings& settings : {Strings{"--dtype", "bf16"}, Strings{"--dtype", "f16", "--set", "micro_batch=1"}}) {
     CAPTURE(settings[1]);
     const auto train = [&](const std::string& out) {
-      return run(on_gpu(steps_of_tiny_train(folder, settings[1] + out, "4"), settings + Strings{"--set", "n_layers=1"}));
+      return run(
+          on_gpu(steps_of_tiny_train(folder, settings[1] + out, "4"), settings + Strings{"--set", "n_layers=1"}));
     };
     const Outcome recorded = train("recorded");
     CAPTURE(recorded.err);

@@ -72,8 +72,9 @@ Machine& machine() {
 
 size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
-/// Device memory lies between two pages that nobody may touch, and ends, but for its alignment, where the second begins: a
-/// kernel that leaves it faults. With AddressSanitizer it comes from the heap, which that watches to the byte.
+/// Device memory lies between two pages that nobody may touch, and ends, but for its alignment, where the second
+/// begins: a kernel that leaves it faults. With AddressSanitizer it comes from the heap, which that watches to the
+/// byte.
 constexpr size_t kPage = 4096, kAlignment = 256;
 
 void* map_memory(size_t bytes) {
@@ -111,7 +112,7 @@ ComputeCapability::ComputeCapability(int major, int minor) : before_(machine().p
   const int capability = 10 * major + minor;  // CUDA C++ Programming Guide, "Technical Specifications"
   machine().properties.major = major;
   machine().properties.minor = minor;
-  machine().properties.shared_bytes = 1024 * (capability == 80 || capability == 87     ? 163
+  machine().properties.shared_bytes = 1024 * (capability == 80 || capability == 87   ? 163
                                               : capability < 90 || capability >= 120 ? 99
                                                                                      : 227);
 }

@@ -128,8 +128,8 @@ bool Block::perform_copy() {
   return true;
 }
 
-/// Which of those that could run does in random order. When all warps run equally fast none gets far ahead of another; so
-/// in half of the blocks some are much faster, and now and then another one is.
+/// Which of those that could run does in random order. When all warps run equally fast none gets far ahead of another;
+/// so in half of the blocks some are much faster, and now and then another one is.
 size_t Block::choose() {
   size_t chosen = random_() % ready_.size();
   if (!uneven_) return chosen;

@@ -40,7 +40,7 @@ struct Collective {
 
 struct WarpState {
   uint32_t live = 0;
-  unsigned rank = 0;  // see Block::choose
+  unsigned rank = 0;                      // see Block::choose
   std::array<Collective, 4> collectives;  // more than one at a time when lanes work under disjoint masks
   std::array<char, 2> sync;               // for ThreadSanitizer, by the parity of the phase
 };
@@ -121,7 +121,7 @@ class Block {
   DeviceThread* current_ = nullptr;
   Context os_thread_;
   std::minstd_rand random_;
-  bool uneven_ = false;  // whether ranks of warps count
+  bool uneven_ = false;       // whether ranks of warps count
   char start_ = 0, end_ = 0;  // for ThreadSanitizer: before every thread of a block, after all
 };
 

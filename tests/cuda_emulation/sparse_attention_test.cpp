@@ -127,64 +127,67 @@ std::vector<Case> some_of(std::vector<Case> cases, size_t under_tsan, size_t und
 /// Patterns that fall apart into short columns, with rows across chunks and tiles: stacked and alone, of one length and
 /// of two, the last one cut off, cut by windows and ends of keys.
 std::vector<Case> column_cases() {
-  return some_of({{2, 149, 2, 64, 128, layer("column(stride=6)")},  // 25 and 24 rows, two to a tile
-                  {1, 220, 1, 24, 104, layer("longnet(w=81, r=3)")},
-                  // Segments that columns do not divide; a window that ends before the keys do, and rows without keys.
-                  {1, 130, 1, 64, 64, LayerPattern{{{AnyBand{.residues = 5, .period = 5, .segment = 52}}}}},
-                  {1, 100, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 11, .key_end = 60}}}}},
-                  {1, 191, 2, 64, 64, layer("column(stride=2)")},    // 96 and 95
-                  {1, 70, 3, 8, 16, layer("column(stride=1000)")},   // 1, in two tiles
-                  {1, 300, 2, 64, 64, layer("fixed_block(stride=128) | column(stride=9)")},
-                  {2, 256, 1, 128, 128, layer("column(stride=2)")},  // 128
-                  {1, 110, 1, 32, 32, layer("local(window=30)")},
-                  {1, 120, 1, 40, 16, layer("global(n=50)")},
-                  {1, 128, 1, 64, 128, layer("dilated(window=5, dilation=2)")},
-                  {1, 160, 3, 16, 16,
-                   layer("column(stride=7) | fixed_block(stride=20) + column(stride=3) | fixed_summary(stride=16, c=3)")}},
-                 4, 7);
+  return some_of(
+      {{2, 149, 2, 64, 128, layer("column(stride=6)")},  // 25 and 24 rows, two to a tile
+       {1, 220, 1, 24, 104, layer("longnet(w=81, r=3)")},
+       // Segments that columns do not divide; a window that ends before the keys do, and rows without keys.
+       {1, 130, 1, 64, 64, LayerPattern{{{AnyBand{.residues = 5, .period = 5, .segment = 52}}}}},
+       {1, 100, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 11, .key_end = 60}}}}},
+       {1, 191, 2, 64, 64, layer("column(stride=2)")},   // 96 and 95
+       {1, 70, 3, 8, 16, layer("column(stride=1000)")},  // 1, in two tiles
+       {1, 300, 2, 64, 64, layer("fixed_block(stride=128) | column(stride=9)")},
+       {2, 256, 1, 128, 128, layer("column(stride=2)")},  // 128
+       {1, 110, 1, 32, 32, layer("local(window=30)")},
+       {1, 120, 1, 40, 16, layer("global(n=50)")},
+       {1, 128, 1, 64, 128, layer("dilated(window=5, dilation=2)")},
+       {1, 160, 3, 16, 16,
+        layer("column(stride=7) | fixed_block(stride=20) + column(stride=3) | fixed_summary(stride=16, c=3)")}},
+      4, 7);
 }
 
 /// Windows whose backward is one march: within a tile of 128 rows and across, up to the longest, over several segments of
 /// 4 tiles, dilated, cut by segments and ends of keys, in both ways of using shared memory.
 std::vector<Case> sliding_cases() {
-  return some_of({{2, 129, 1, 32, 32, layer("dense")},  // one row more than a column has
-                  {1, 300, 2, 64, 128, layer("local(window=128) | local(window=17)")},
-                  {1, 385, 1, 64, 64, layer("local(window=129)")},
-                  {1, 700, 1, 40, 64, layer("local(window=1)")},  // two segments
-                  {1, 310, 1, 24, 104, layer("dilated(window=60, dilation=2)")},
-                  {1, 520, 1, 8, 16, layer("local(window=129)")},   // two segments, the second of 8 rows
-                  {1, 1300, 1, 16, 8, layer("local(window=100)")},  // three
-                  {1, 290, 1, 16, 16, layer("fixed_block(stride=129)")},
-                  {1, 300, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 90, .key_end = 200}}}}},
-                  {1, 400, 1, 32, 24, LayerPattern{{{AnyBand{.window = 120, .segment = 250}}}}}},
-                 4, 6);
+  return some_of(
+      {{2, 129, 1, 32, 32, layer("dense")},  // one row more than a column has
+       {1, 300, 2, 64, 128, layer("local(window=128) | local(window=17)")},
+       {1, 385, 1, 64, 64, layer("local(window=129)")},
+       {1, 700, 1, 40, 64, layer("local(window=1)")},  // two segments
+       {1, 310, 1, 24, 104, layer("dilated(window=60, dilation=2)")},
+       {1, 520, 1, 8, 16, layer("local(window=129)")},   // two segments, the second of 8 rows
+       {1, 1300, 1, 16, 8, layer("local(window=100)")},  // three
+       {1, 290, 1, 16, 16, layer("fixed_block(stride=129)")},
+       {1, 300, 1, 16, 16, LayerPattern{{{AnyBand{.residues = 2, .period = 2, .window = 90, .key_end = 200}}}}},
+       {1, 400, 1, 32, 24, LayerPattern{{{AnyBand{.window = 120, .segment = 250}}}}}},
+      4, 6);
 }
 
 /// Every kind of pattern and composition, with n across tiles and chunks.
 std::vector<Case> device_cases() {
-  return some_of({{2, 70, 2, 16, 16, LayerPattern{{{Shared{}}}}},
-                  {1, 130, 1, 64, 64, layer("dense")},
-                  {1, 201, 1, 104, 72, layer("fixed_block(stride=100) + fixed_summary(stride=100, c=7)")},
-                  {1, 170, 2, 56, 128, layer("fixed_summary(stride=8, c=2) | fixed_block(stride=70)")},
-                  {1, 230, 1, 32, 24, layer("dilated(window=20, dilation=7) + local(window=20) + global(n=9)")},
-                  {1, 90, 1, 5, 3, layer("fixed_block(stride=20) + global(n=18) + column(stride=3)")},
-                  {1, 50, 1, 136, 8, layer("local(window=9)")},
-                  {1, 5, 2, 8, 8, layer("fixed_block(stride=9) + fixed_summary(stride=9, c=2) | dense")},  // no summary yet
-                  {1, 250, 4, 24, 40, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
-                  {1, 97, 3, 16, 8, layer("dense + local(window=5) + column(stride=3)")},
-                  {1, 190, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=70)")},
-                  {1, 1, 1, 8, 8, layer("dense")},
-                  {2, 65, 1, 16, 8, layer("dense")},
-                  {1, 137, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
-                  {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},
-                  {1, 200, 2, 32, 32, layer("local(window=25) + column(stride=25)")},
-                  {1, 150, 2, 8, 16, layer("column(stride=10) + fixed_summary(stride=30, c=4, sub_blocks=2)")},
-                  {1, 40, 1, 8, 8, layer("column(stride=1099511627776) + local(window=1099511627776)")},
-                  {1, 48, 1, 8, 8, layer("fixed_block(stride=47) + column(stride=2)")},
-                  {1, 140, 1, 8, 8, layer("global(n=90) + local(window=33)")},
-                  {1, 260, 1, 16, 16, layer("longnet(w=64:512, r=1:8)")},
-                  {1, 100, 1, 16, 16, LayerPattern{{{Local{10}, Shared{}}}}}},
-                 7, 12);
+  return some_of(
+      {{2, 70, 2, 16, 16, LayerPattern{{{Shared{}}}}},
+       {1, 130, 1, 64, 64, layer("dense")},
+       {1, 201, 1, 104, 72, layer("fixed_block(stride=100) + fixed_summary(stride=100, c=7)")},
+       {1, 170, 2, 56, 128, layer("fixed_summary(stride=8, c=2) | fixed_block(stride=70)")},
+       {1, 230, 1, 32, 24, layer("dilated(window=20, dilation=7) + local(window=20) + global(n=9)")},
+       {1, 90, 1, 5, 3, layer("fixed_block(stride=20) + global(n=18) + column(stride=3)")},
+       {1, 50, 1, 136, 8, layer("local(window=9)")},
+       {1, 5, 2, 8, 8, layer("fixed_block(stride=9) + fixed_summary(stride=9, c=2) | dense")},  // no summary yet
+       {1, 250, 4, 24, 40, layer("fixed_block(stride=64) + fixed_summary(stride=64, c=8, sub_blocks=4)")},
+       {1, 97, 3, 16, 8, layer("dense + local(window=5) + column(stride=3)")},
+       {1, 190, 2, 8, 8, layer("longnet(w=64:600, r=1:2) + local(window=50) + global(n=70)")},
+       {1, 1, 1, 8, 8, layer("dense")},
+       {2, 65, 1, 16, 8, layer("dense")},
+       {1, 137, 2, 128, 128, layer("local(window=33) | column(stride=17)")},
+       {2, 150, 2, 64, 128, layer("column(stride=6) | local(window=20)")},
+       {1, 200, 2, 32, 32, layer("local(window=25) + column(stride=25)")},
+       {1, 150, 2, 8, 16, layer("column(stride=10) + fixed_summary(stride=30, c=4, sub_blocks=2)")},
+       {1, 40, 1, 8, 8, layer("column(stride=1099511627776) + local(window=1099511627776)")},
+       {1, 48, 1, 8, 8, layer("fixed_block(stride=47) + column(stride=2)")},
+       {1, 140, 1, 8, 8, layer("global(n=90) + local(window=33)")},
+       {1, 260, 1, 16, 16, layer("longnet(w=64:512, r=1:8)")},
+       {1, 100, 1, 16, 16, LayerPattern{{{Local{10}, Shared{}}}}}},
+      7, 12);
 }
 
 }  // namespace
