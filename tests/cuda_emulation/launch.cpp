@@ -19,6 +19,8 @@ namespace lacuna::emulation {
 
 /// Adds to what `stream` will do. From runtime_emulated.cpp; without it a launch is done at once.
 [[gnu::weak]] void enqueue(Stream stream, std::function<void()> work);
+/// From there too; without it those of sm_90.
+[[gnu::weak]] size_t shared_bytes_of_device();
 
 namespace {
 
@@ -69,8 +71,8 @@ void check_configuration(dim3 grid, dim3 block, size_t shared_bytes, Location wh
   check_sizes("block", block, dim3(1024, 1024, 64));
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   check(threads <= 1024, "launch at ", where.file, ":", where.line, ": a block has at most 1024 threads, got ", threads);
-  check(shared_bytes <= 227 * 1024, "launch at ", where.file, ":", where.line,
-        ": a block has at most 232448 bytes of shared memory, got ", shared_bytes);
+  check(shared_bytes <= most_shared_bytes(), "launch at ", where.file, ":", where.line, ": a block has at most ",
+        most_shared_bytes(), " bytes of shared memory, got ", shared_bytes);
 }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -98,6 +100,8 @@ Counters counters() {
   const std::lock_guard lock(totals_mutex);
   return totals;
 }
+
+size_t most_shared_bytes() { return shared_bytes_of_device ? shared_bytes_of_device() : 227 * 1024; }
 
 void launch(Stream stream, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel, Location where) {
   check_configuration(grid, block, shared_bytes, where);

@@ -102,6 +102,8 @@ void enqueue(Stream stream, std::function<void()> work) {
   queue_of(stream).add({std::move(work)});
 }
 
+size_t shared_bytes_of_device() { return static_cast<size_t>(machine().properties.shared_bytes); }
+
 NoDevice::NoDevice(const std::string& reason) { machine().problem = reason; }
 NoDevice::~NoDevice() { machine().problem.clear(); }
 

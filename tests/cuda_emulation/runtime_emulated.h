@@ -13,6 +13,9 @@ namespace lacuna::emulation {
 /// Adds to what `stream` will do; a stream that is no queue (native is null) does it at once.
 void enqueue(Stream stream, std::function<void()> work);
 
+/// What a block can have, static and dynamic.
+size_t shared_bytes_of_device();
+
 /// While alive, the machine has no usable GPU, for this reason.
 class NoDevice {
  public:

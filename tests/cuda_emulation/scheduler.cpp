@@ -15,7 +15,6 @@ thread_local Block* running = nullptr;
 namespace {
 
 constexpr size_t kSharedAlignment = 1024;
-constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block, sm_90
 
 size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
 
@@ -326,7 +325,8 @@ void* Block::static_shared(const void* key, size_t bytes, size_t alignment) {
     if (variable.key == key) return variable.memory;
     total += variable.bytes;
   }
-  if (total > kMaxSharedBytes) fail(Location::here(), "a block uses %zu bytes of shared memory; it can have %zu", total, kMaxSharedBytes);
+  if (total > most_shared_bytes())
+    fail(Location::here(), "a block uses %zu bytes of shared memory; it can have %zu", total, most_shared_bytes());
   std::byte* memory = allocate_shared(bytes, std::max(alignment, alignof(std::max_align_t)));
   static_shared_.push_back({key, memory, bytes});
   return memory;

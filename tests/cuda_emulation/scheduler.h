@@ -125,6 +125,9 @@ class Block {
   char start_ = 0, end_ = 0;  // for ThreadSanitizer: before every thread of a block, after all
 };
 
+/// What a block can have on the emulated device, static and dynamic.
+size_t most_shared_bytes();
+
 /// Ends the process after a report.
 [[noreturn]] void stop();
 

@@ -11,6 +11,7 @@
 
 #if !LACUNA_ON_GPU
 #include "ops/sparse_attention/cuda/tiles.cuh"
+#include "tests/cuda_emulation/runtime_emulated.h"
 #endif
 #include "ops/sparse_attention/cuda/launches.h"
 #include "ops/sparse_attention/kernels.h"
@@ -256,6 +257,18 @@ TEST_CASE("sparse_attention on a GPU: the same bits in every run, in any order o
 }
 
 #if !LACUNA_ON_GPU
+TEST_CASE("sparse_attention on a GPU: those with less shared memory compute the same" * doctest::skip(kShare > 10)) {
+  for (const auto& [major, minor] : {std::pair(8, 0), std::pair(8, 6)}) {
+    const emulation::ComputeCapability other(major, minor);
+    CAPTURE(minor);
+    CHECK(is_exact<bf16>({1, 150, 1, 32, 32, layer("local(window=9)")}));
+    CHECK(is_exact<bf16>({1, 300, 1, 64, 64, layer("local(window=129)")}));
+    CHECK(is_exact<bf16>({1, 150, 1, 64, 128, layer("local(window=20)")}));
+    CHECK(is_exact<bf16>({1, 256, 1, 128, 128, layer("column(stride=2)")}));
+    CHECK(is_exact<bf16>({1, 130, 1, 128, 128, layer("dense")}));
+  }
+}
+
 TEST_CASE("sparse_attention on a GPU: no two rows that ldmatrix reads at once share a bank" *
           doctest::skip(kShare > 10)) {
   const uint64_t before = emulation::counters().bank_conflicts, phases = emulation::counters().ldmatrix_phases;
