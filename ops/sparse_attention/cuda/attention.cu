@@ -35,11 +35,14 @@ __global__ void clear_columns_kernel(Word* columns, int64_t width, int64_t dista
 /// Not cudaMemset2DAsync: CUDA does not update every such node of a graph when memory moves.
 void clear(Stream stream, const TensorColumns& x) {
   const int64_t distance = x.row_distance(), words = x.tensor.numel() / distance * x.width;
-  const dim3 grid(grid_of(ceil_div(words, kBlockThreads), "sparse_attention")), block(kBlockThreads);
+  const auto run = [&]<class Word>(Word* columns) {
+    launch(stream, clear_columns_kernel<Word>, dim3(grid_of(ceil_div(words, kBlockThreads), "sparse_attention")),
+           dim3(kBlockThreads), 0, columns, x.width, distance, words);
+  };
   if (size_of(x.dtype()) == 2)
-    launch(stream, clear_columns_kernel<uint16_t>, grid, block, 0, reinterpret_cast<uint16_t*>(x.raw()), x.width, distance, words);
+    run(reinterpret_cast<uint16_t*>(x.raw()));
   else
-    launch(stream, clear_columns_kernel<uint32_t>, grid, block, 0, reinterpret_cast<uint32_t*>(x.raw()), x.width, distance, words);
+    run(reinterpret_cast<uint32_t*>(x.raw()));
 }
 
 /// Whether the tensor-core kernels compute such heads, of 16-bit numbers in these columns; the kernels of rows compute
